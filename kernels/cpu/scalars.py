@@ -1,0 +1,121 @@
+"""What generated loops are written in: the words of scalar texts, memory by address, and `loop`, which compiles them."""
+
+import math
+
+import numpy as np
+from numba import boolean, cfunc, float32, float64, int64, njit, types
+from numba.extending import intrinsic
+
+inf, nan = math.inf, math.nan
+exp, log, log2, log10, log1p, expm1 = np.exp, np.log, np.log2, np.log10, np.log1p, np.expm1
+sqrt, sin, cos, tan, sinh, cosh, tanh = np.sqrt, np.sin, np.cos, np.tan, np.sinh, np.cosh, np.tanh
+asin, acos, atan, asinh, acosh, atanh, atan2 = (
+    np.arcsin, np.arccos, np.arctan, np.arcsinh, np.arccosh, np.arctanh, np.arctan2
+)  # fmt: skip
+fabs, floor, ceil, trunc, erf = np.abs, np.floor, np.ceil, np.trunc, math.erf
+fmod = np.fmod
+isnan, isinf, isfinite = np.isnan, np.isinf, np.isfinite
+
+
+@njit
+def where(condition, a, b):
+    """a if the condition holds, else b."""
+    return a if condition else b
+
+
+@njit
+def maximum(a, b):
+    """The larger one; nan if one is nan."""
+    return a if a > b or a != a else b
+
+
+@njit
+def minimum(a, b):
+    """The smaller one; nan if one is nan."""
+    return a if a < b or a != a else b
+
+
+@njit
+def fmax(a, b):
+    """The larger one; the other one if one is nan."""
+    return a if a > b or b != b else b
+
+
+@njit
+def fmin(a, b):
+    """The smaller one; the other one if one is nan."""
+    return a if a < b or b != b else b
+
+
+@njit
+def sign(x):
+    """-1, 0 or 1; nan for nan."""
+    return np.sign(x)
+
+
+@njit
+def pow(a, b):
+    """a to the power b."""
+    return a**b
+
+
+@njit
+def round_half_away(x):
+    """Nearest whole number, halves away from zero."""
+    return np.copysign(np.floor(np.abs(x) + type(x)(0.5)), x)
+
+
+@njit
+def logical_and(a, b):
+    """Both."""
+    return a and b
+
+
+@njit
+def logical_or(a, b):
+    """One of the two, or both."""
+    return a or b
+
+
+@njit
+def logical_xor(a, b):
+    """One of the two, not both."""
+    return a != b
+
+
+@njit
+def logical_not(a):
+    """Not."""
+    return not a
+
+
+def _at(dtype):
+    @intrinsic
+    def at(typing, address):
+        """Memory at an address, as a pointer to elements of one type."""
+
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(dtype)))
+
+        return types.CPointer(dtype)(types.int64), generate
+
+    return at
+
+
+float32_at, float64_at, boolean_at, int64_at = _at(float32), _at(float64), _at(boolean), _at(int64)
+_loop_type = types.void(types.int64, types.int64, types.CPointer(types.int64))
+
+
+def loop(function):
+    """Compile function(start, stop, table) for calls by address; its code is kept in a cache beside its file.
+
+    IEEE arithmetic, except that a * b + c may be rounded once; x / 0 is inf or nan.
+    """
+    options = dict(error_model="numpy", fastmath={"contract"})
+    try:
+        return cfunc(_loop_type, cache=True, **options)(function)
+    except RuntimeError:  # no file to keep a cache beside
+        return cfunc(_loop_type, **options)(function)
+
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -1,0 +1,42 @@
+"""minidl: MATLAB's custom training loops in Python, on NumPy, Numba and CuPy.
+
+    from minidl import dlarray, dlfeval, dlgradient, dlaccelerate
+"""
+
+from pathlib import Path
+
+if not (Path(__file__).parent / "kernels").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))  # in a checkout kernels/ lies beside minidl/
+
+from minidl import data, ops, train
+from minidl.accelerate import AcceleratedFunction, clearCache, dlaccelerate
+from minidl.autodiff import dlfeval, dlgradient
+from minidl.core.dlarray import DLArray, dlarray, isdlarray
+from minidl.core.errors import (
+    AccelerationWarning,
+    DataError,
+    DTypeError,
+    EmptyDataError,
+    LabelError,
+    MinidlError,
+    OptionError,
+    ShapeError,
+    TraceError,
+    TraceWarning,
+)
+from minidl.core.random import rng
+from minidl.core.struct import struct
+from minidl.data import *  # noqa: F403
+from minidl.ops import *  # noqa: F403
+from minidl.train import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "EmptyDataError", "LabelError",
+    "MinidlError", "OptionError", "ShapeError", "TraceError", "TraceWarning", "clearCache", "dlaccelerate", "dlarray",
+    "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
+]  # fmt: skip
+__all__ += data.__all__
+__all__ += ops.__all__
+__all__ += train.__all__

@@ -1,0 +1,237 @@
+"""dlfeval and dlgradient: reverse-mode automatic differentiation by reading the tape backwards.
+
+Gradients are ordinary calls of ordinary ops, so they can be recorded, replayed and differentiated like any code.
+Source: Griewank and Walther, Evaluating Derivatives (2008), chapter 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minidl.core.dlarray import DLArray
+from minidl.core.errors import DTypeError, TraceError
+from minidl.core.labels import describe
+from minidl.core.op import named
+from minidl.core.options import options
+from minidl.core.spec import Value
+from minidl.core.tape import Call, Tape, open_tapes, opened, paused
+from minidl.core.tree import flatten, unflatten
+
+
+def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call fun(*args, **kwargs) with every dlarray in the arguments traced, so that it can call `dlgradient`.
+
+    fun  : function or AcceleratedFunction
+    args : anything; dlarrays inside struct, dict, list, tuple and dataclass arguments are found. The containers are
+           handed on as copies: assigning to their fields inside fun does not change the caller's.
+    Returns what fun returns; nothing stays traced.
+    Source: MathWorks, reference page "dlfeval".
+
+    >>> dlfeval(lambda x: dlgradient(x * x, x), dlarray(3.0)).item()
+    6.0
+    """
+    if not callable(fun):
+        raise DTypeError(f"dlfeval: the first argument is the function to evaluate; got {type(fun).__name__}.")
+    tape = Tape()
+    leaves, structure = flatten((args, kwargs))
+    is_nested = bool(open_tapes())
+    alias = named("alias")
+    traced = []
+    for leaf in leaves:
+        if isinstance(leaf, DLArray):
+            # a value of its own per argument; on outer tapes it is an alias of the caller's
+            value = alias(leaf)._value if is_nested else Value(leaf._value.spec, leaf._value.data)
+            tape.add_root(value)
+            leaf = DLArray(value, leaf._labels)
+        traced.append(leaf)
+    args, kwargs = unflatten(structure, traced)
+    with opened(tape):
+        return fun(*args, **kwargs)
+
+
+@options
+def dlgradient(
+    y: DLArray,
+    *x: Any,
+    RetainData: bool = False,
+    EnableHigherDerivatives: bool = False,
+    AllowComplex: bool = True,
+) -> Any:
+    """Gradients of the scalar y with respect to each x, inside a function called by `dlfeval`.
+
+        dydx[i] = dy / dx[i]
+
+    y : traced scalar dlarray of type single or double.
+    x : traced dlarray, or struct, dict, list, tuple or dataclass of them. The gradient has the same structure, and
+        each array in it the size, labels and type of its x. Zero where y does not depend on x.
+    RetainData : keep the trace for another dlgradient in the same dlfeval; otherwise it is released.
+    EnableHigherDerivatives : trace the gradient's own computation, so that it can be differentiated again.
+    AllowComplex : accepted for MATLAB's sake; minidl's arrays are real.
+    Returns one gradient per x (a tuple if there are several).
+    Raises TraceError if y is not a traced real scalar, if an x is not traced, or if the trace was released.
+    Source: MathWorks, reference page "dlgradient"; Griewank and Walther, Evaluating Derivatives (2008).
+
+    >>> def fun(x):
+    ...     y = (x * x * x).sum("all")
+    ...     g = dlgradient(y, x, EnableHigherDerivatives=True)
+    ...     return g, dlgradient(g.sum("all"), x)
+    >>> g, h = dlfeval(fun, dlarray([1.0, 2.0]))
+    >>> g.tolist(), h.tolist()
+    ([3.0, 12.0], [6.0, 12.0])
+    """
+    tape = _tape_of(y)
+    if not x:
+        raise TraceError("dlgradient: nothing to differentiate by. Give at least one traced dlarray after y.")
+    leaves, structure = flatten(list(x))
+    _check_traced(tape, leaves)
+    keep = RetainData or EnableHigherDerivatives
+    one = DLArray(_ones_like(y))
+    with paused([] if EnableHigherDerivatives else [tape]):
+        found = pullback(tape, [(y._value, one)], [leaf._value for leaf in leaves], release=not keep)
+    gradients = unflatten(structure, [_finish(g, leaf) for g, leaf in zip(found, leaves)])
+    return gradients[0] if len(x) == 1 else tuple(gradients)
+
+
+def pullback(
+    tape: Tape, seeds: Sequence[tuple[Value, DLArray]], targets: Sequence[Value], *, release: bool = False
+) -> list[DLArray | None]:
+    """Read the tape backwards: from gradients of some values (`seeds`) to those of the `targets`.
+
+    None stands for a gradient that is zero because nothing connects the two.
+    """
+    wanted = {id(value) for value in targets}
+    relevant = wanted | tape.released  # values through which a target reaches others, or may have reached them
+    calls = tape.calls
+    reached = []
+    for position, call in enumerate(calls):
+        if any(id(value) in relevant for value in call.inputs):
+            relevant.update(map(id, call.outputs))
+            reached.append(position)
+    gradients: dict[int, DLArray] = {}
+    for value, g in seeds:
+        if id(value) in tape.released:
+            raise _released()
+        _accumulate(gradients, value, g)
+    visited = []
+    for position in reversed(reached):
+        call = calls[position]
+        gs = [gradients.get(id(value)) for value in call.outputs]
+        if all(g is None for g in gs):
+            continue
+        visited.append(position)
+        needed = [id(value) in relevant for value in call.inputs]
+        for value, g in zip(call.inputs, input_gradients(call, gs, needed)):
+            if g is not None and id(value) in relevant:
+                if id(value) in tape.released and id(value) not in wanted:
+                    raise _released()
+                _accumulate(gradients, value, g)
+    if release:
+        for position in visited:  # positions fall, so deleting does not move the ones to come
+            tape.released.update(map(id, calls[position].outputs))
+            del calls[position]
+    return [gradients.get(id(value)) for value in targets]
+
+
+def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) -> Sequence[DLArray | None]:
+    """Gradients of the inputs of one call, given those of its outputs: by its rule, or by its body's derivative."""
+    op = call.op
+    if op.is_constant:
+        return [None] * len(needed)
+    inputs = [DLArray(x) if isinstance(x, Value) else x for x in call.inputs]
+    if op.vjp_rules is None and op.vjp_rule is None:
+        return _through_body(call, inputs, gs, needed)
+    outputs = tuple([DLArray(value) for value in call.outputs])
+    g: Any = gs[0] if len(gs) == 1 else tuple(gs)
+    y: Any = outputs[0] if len(outputs) == 1 else outputs
+    if op.vjp_rules is not None:
+        rules = op.vjp_rules
+        return [
+            rule(g, y, *inputs, **call.params) if want and (rule := rules[min(i, len(rules) - 1)]) else None
+            for i, want in enumerate(needed)
+        ]
+    found = op.vjp_rule(g, y, *inputs, **call.params)
+    return found if isinstance(found, (tuple, list)) else (found,)
+
+
+def _through_body(
+    call: Call, inputs: list[Any], gs: list[DLArray | None], needed: list[bool]
+) -> list[DLArray | None]:
+    op = call.op
+    if op.body is None:
+        raise TraceError(f"dlgradient: {op.name} has no derivative. Use another function between x and y.")
+    tape = Tape()
+    seen: set[int] = set()
+    for i, (value, want) in enumerate(zip(call.inputs, needed)):
+        if id(value) in seen:  # the same array in two places: each place has a gradient of its own
+            inputs[i] = named("alias")(inputs[i])
+        seen.add(id(value))
+        if want:
+            tape.add_root(inputs[i]._value)
+    with opened(tape):
+        result = op.body(*inputs, **call.params)
+    results = result if isinstance(result, tuple) else (result,)
+    seeds = [(y._value, g) for y, g in zip(results, gs) if g is not None and tape.knows(y._value)]
+    with paused([tape]):
+        return pullback(tape, seeds, [x._value if isinstance(x, DLArray) else Value(call.outputs[0].spec, None)
+                                      for x in inputs])
+
+
+def _accumulate(gradients: dict[int, DLArray], value: Value, g: DLArray) -> None:
+    before = gradients.get(id(value))
+    gradients[id(value)] = g if before is None else before + g
+
+
+def _ones_like(y: DLArray) -> Value:
+    return named("full")(shape=y.shape, value=1.0, dtype=y.dtype.name)._value
+
+
+def _finish(g: DLArray | None, x: DLArray) -> DLArray:
+    if g is None:
+        return DLArray(named("full")(shape=x.shape, value=0.0, dtype=x.dtype.name)._value, x._labels)
+    return DLArray(g._value, x._labels)
+
+
+def _tape_of(y: Any) -> Tape:
+    """The innermost gradient tape on which y was computed."""
+    need = "It must be a traced real dlarray scalar."
+    if not isinstance(y, DLArray):
+        raise TraceError(f"dlgradient: Value to differentiate is a {type(y).__name__}, not a dlarray. {need}")
+    if y.size != 1:
+        raise TraceError(
+            f"dlgradient: Value to differentiate is non-scalar ({describe(y.shape, y._labels)}). {need} "
+            "Reduce it first, for example sum(y, 'all')."
+        )
+    if y.dtype.kind != "f":
+        raise TraceError(
+            f"dlgradient: Value to differentiate is logical. {need} Differentiate what it was compared from."
+        )
+    for tape in reversed(open_tapes()):
+        if not tape.everything and tape.knows(y._value):
+            return tape
+    raise TraceError(
+        f"dlgradient: Value to differentiate is not traced. {need} "
+        "Use dlgradient inside a function called by dlfeval to trace the variables."
+    )
+
+
+def _check_traced(tape: Tape, leaves: list[Any]) -> None:
+    for leaf in leaves:
+        if not isinstance(leaf, DLArray):
+            raise TraceError(
+                f"dlgradient: a variable to differentiate by is a {type(leaf).__name__}, not a dlarray. "
+                "Wrap it with dlarray and pass it to dlfeval as an argument."
+            )
+        if not tape.knows(leaf._value):
+            raise TraceError(
+                "dlgradient: a variable to differentiate by is not traced. "
+                "Pass it to dlfeval as an argument (inside a struct or list if you like)."
+            )
+
+
+def _released() -> TraceError:
+    return TraceError(
+        "dlgradient: an earlier dlgradient released the trace it used. Call the earlier one with RetainData=True."
+    )
+
+

@@ -1,0 +1,83 @@
+"""The CPU backend: readable Numba kernels, NumPy where NumPy already is the kernel, generated loops for MAP and REDUCE.
+
+Numba is imported at the first kernel or loop, not before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidl.backends import reference
+
+# op -> room in kernels/cpu; a kernel is called like its op
+ROOMS = {
+    "conv": "conv", "conv_input_grad": "conv", "conv_weight_grad": "conv",
+    "batchnorm_train": "batchnorm", "batchnorm_grad": "batchnorm",
+    "softmax_last": "softmax", "softmax_last_grad": "softmax",
+    "matmul": "matmul",
+}  # fmt: skip
+STRIDED = {"matmul"}  # kernels that take inputs of any strides; the others want plain C order
+
+
+def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> Any:
+    """Results of `op`: by its Numba kernel if there is one, otherwise as the reference does it."""
+    room = ROOMS.get(op.name)
+    if room is None:
+        if op.kind_name == "map" and op.text is None and specs[0].shape:
+            from minidl.backends.cpu import loops
+
+            return loops.run_body(op, specs, arrays, params)
+        return reference.run(op, specs, arrays, params)
+    outputs = [np.empty(spec.shape, spec.dtype) for spec in specs]
+    if op.name not in STRIDED:
+        arrays = [np.ascontiguousarray(x) for x in arrays]
+    bind_kernel(op, outputs, arrays, params)()
+    return outputs
+
+
+def has_kernel(op: Any) -> bool:
+    """Whether this backend computes `op` itself, without its body."""
+    return op.name in ROOMS or op.name in reference.KERNELS or op.kind_name != "kernel"
+
+
+def needs_dense(op: Any) -> bool:
+    """Whether the kernel wants its inputs in plain C order."""
+    return op.name in ROOMS and op.name not in STRIDED
+
+
+def view(op: Any, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+    """What a VIEW op makes of an array."""
+    return reference.VIEWS[op.name](x, **params)
+
+
+def bind_kernel(op: Any, outputs: list[np.ndarray], inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
+    """The kernel of `op` as a function without arguments, bound to its arrays; scratch is made here, once."""
+    room = ROOMS.get(op.name)
+    if room is None:
+        return functools.partial(reference.KERNELS[op.name], *outputs, *inputs, **params)
+    kernel, scratch_rule = _kernel(op.name, room)
+    params = {name: value for name, value in params.items() if name != "size"}  # outputs have their size already
+    if scratch_rule is not None:
+        shapes = [x.shape for x in (*outputs, *inputs)]
+        needed = scratch_rule(*shapes, dtype=outputs[0].dtype, **params)
+        params["scratch"] = tuple(np.empty(shape, dtype) for shape, dtype in needed)
+    return functools.partial(kernel, *outputs, *inputs, **params)
+
+
+def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]:
+    """A loop of the engine as a function without arguments; flat(buffer) is the memory of a buffer."""
+    from minidl.backends.cpu import loops
+
+    return loops.bind_loop(loop, flat)
+
+
+@functools.cache
+def _kernel(name: str, room: str) -> tuple[Any, Any]:
+    module = importlib.import_module(f"minidl.kernels.cpu.{room}")
+    name = {"batchnorm_train": "batchnorm", "softmax_last": "softmax", "softmax_last_grad": "softmax_grad"}.get(name, name)
+    return getattr(module, name), getattr(module, f"{name}_scratch", None)

@@ -1,0 +1,368 @@
+"""Loops printed as Python, compiled by Numba to bare functions of addresses, kept on disk.
+
+A loop becomes `k(start, stop, table)`: table holds sizes, strides and addresses, so one compiled function serves all
+loops of the same structure, whatever their sizes. Generated files lie in the cache folder (MINIDL_CACHE_DIR, by default
+minidl in the user's cache folder).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLOCK_ROWS = 64  # rows summed in the data's own precision before they go to a double: keeps long sums accurate
+CHUNKS = 8  # a large reduction is cut into this many parts, always, so that results do not depend on threads
+CHUNKED_ITERATIONS = 1 << 16
+GRAIN_ITERATIONS = 1 << 13  # so many iterations are worth handing to another thread
+
+_NUMBER = re.compile(r"(?<![\w{.])(\d+(?:\.\d+)?)(?![\w}.])")
+
+
+def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]:
+    """The loop as a function without arguments, bound to memory: flat(buffer) is a buffer as a flat array."""
+    printed = Printed(loop)
+    sizes = loop.sizes or (1,)
+    inner = int(np.prod(sizes[1:], dtype=np.int64))
+    chunks = CHUNKS if sizes[0] * inner >= CHUNKED_ITERATIONS and sizes[0] >= CHUNKS else 1
+    table, held = printed.table(sizes, chunks, flat)
+    launch, address = _launch(), compiled(printed.text)
+    if printed.totals:
+        run = functools.partial(launch, address, chunks, 1, table, held)
+        merge = functools.partial(launch, address, chunks + 1, chunks + 1, table, held, chunks)
+        return lambda: (run(), merge())
+    return functools.partial(launch, address, sizes[0], max(1, GRAIN_ITERATIONS // max(inner, 1)), table, held)
+
+
+def run_body(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> list[np.ndarray]:
+    """A MAP op with a body, computed at once as one flat loop; arrays of other memory orders are copied first."""
+    shape, size = specs[0].shape, specs[0].size
+    if size == 0:
+        return [np.empty(spec.shape, spec.dtype) for spec in specs]
+    lead = next((x for x in arrays if isinstance(x, np.ndarray) and any(x.strides)), None)
+    order = None if lead is None or lead.flags.c_contiguous else sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
+    flat, moves, dtypes = [], [], []
+    for x in arrays:
+        is_moving = False
+        if not isinstance(x, np.ndarray):
+            x = np.full(1, x, np.bool_ if isinstance(x, bool) else specs[0].dtype)
+        elif any([stride and n > 1 for stride, n in zip(x.strides, shape)]):
+            x, is_moving = np.ascontiguousarray(x if order is None else x.transpose(order)).reshape(-1), True
+        else:
+            x = x[(slice(1),) * x.ndim].reshape(-1)
+        flat.append(x)
+        moves.append(is_moving)
+        dtypes.append(x.dtype)
+    key = (op.name, tuple(dtypes), tuple(moves), tuple(params.items()))
+    printed = _bodies.get(key)
+    if printed is None:
+        printed = _bodies[key] = Printed(op.loop(tuple(dtypes), tuple(moves), params))
+    flat += [np.empty(size, spec.dtype) for spec in specs]
+    table, held = printed.table((size,), 1, flat.__getitem__)
+    _launch()(compiled(printed.text), size, GRAIN_ITERATIONS, table, held)
+    made = flat[len(arrays) :]
+    if order is None:
+        return [y.reshape(shape) for y in made]
+    permuted = tuple(shape[i] for i in order)
+    return [y.reshape(permuted).transpose(np.argsort(order)) for y in made]
+
+
+_bodies: dict[Any, Printed] = {}
+
+
+class Printed:
+    """A loop as the text of `k(start, stop, table)`, and what its table holds.
+
+    Reductions along the last dimension alone are a scalar per row, stored at once. Others add up in `totals`, a set of
+    them per chunk of rows; the call for the chunk after the last one merges the chunks' totals in order.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self.loop = loop
+        self.rank = len(loop.sizes) or 1
+        self._slots: list[tuple[Any, ...]] = []
+        self._head: list[str] = []
+        self._literals: dict[tuple[float, str], str] = {}
+        strides = {id(s): s.access.strides or (0,) for s in loop.stores}
+        reduced = {id(s): [k for k, stride in enumerate(strides[id(s)]) if stride == 0] for s in loop.stores}
+        combining = [s for s in loop.stores if s.combine]
+        self.plain = [s for s in loop.stores if not s.combine]
+        self.rows = [s for s in combining if self.rank > 1 and reduced[id(s)] == [self.rank - 1]]
+        self.totals = [s for s in combining if s not in self.rows]
+        self.text = self._print()
+
+    # the table --------------------------------------------------------------------------------------------------
+    def table(self, sizes: tuple[int, ...], chunks: int, flat: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, Any]:
+        """(the table for these sizes and this memory, what must be kept alive for it)."""
+        held: list[Any] = []
+        memory: dict[int, tuple[np.ndarray, int]] = {}
+        numbers = []
+        for kind, what, *more in self._slots:
+            if kind == "size":
+                numbers.append(sizes[what])
+            elif kind == "chunks":
+                numbers.append(chunks)
+            elif kind == "stride":
+                numbers.append(what.strides[more[0]])
+            elif kind == "address":
+                array = flat(what.buffer)
+                held.append(array)
+                numbers.append(_address(array) + what.offset * array.itemsize)
+            elif kind == "literal":
+                array = np.full(1, what, more[0])
+                held.append(array)
+                numbers.append(_address(array))
+            else:  # memory of a reduction: sums of a block of rows, totals of a chunk
+                store, part = what, kind
+                kept = self._kept(store, sizes)
+                key = 2 * id(store) + (part in ("block", "block_bytes"))
+                if key not in memory:
+                    array = np.empty((chunks, kept), store.dtype if key % 2 else _wide(store.dtype))
+                    memory[key] = array, kept * array.itemsize
+                    held.append(array)
+                array, nbytes = memory[key]
+                numbers.append(
+                    kept if part == "kept" else nbytes if part in ("block_bytes", "total_bytes") else _address(array)
+                )
+        return np.array(numbers, np.int64), held
+
+    def _kept(self, store: Any, sizes: tuple[int, ...]) -> int:
+        return int(np.prod([sizes[k] for k, s in enumerate(store.access.strides) if s != 0], dtype=np.int64))
+
+    def _slot(self, name: str, *what: Any, convert: str = "") -> str:
+        """Put something into the table and give it a name at the head of the function."""
+        value = f"table[{len(self._slots)}]"
+        self._slots.append(what)
+        self._head.append(f"    {name} = {convert}({value})" if convert else f"    {name} = {value}")
+        return name
+
+    # the text ---------------------------------------------------------------------------------------------------
+    def _index(self, name: str, access: Any) -> str:
+        """Subscript of an access from the loop variables; strides other than 1 come from the table."""
+        terms = []
+        for k, stride in enumerate(access.strides):
+            if stride == 1:
+                terms.append(f"i{k}")
+            elif stride != 0:
+                terms.append(f"i{k} * {self._slot(f'{name}s{k}', 'stride', access, k)}")
+        return " + ".join(terms) or "0"
+
+    def _print(self) -> str:
+        loop, last = self.loop, self.rank - 1
+        for k in range(self.rank):
+            self._slot(f"n{k}", "size", k)
+        if self.totals:
+            self._slot("chunks", "chunks", None)
+        at: dict[int, list[str]] = {k: [] for k in range(-1, self.rank)}  # lines inside so many loops
+        depths: list[int] = []
+        for i, step in enumerate(loop.steps):
+            if step.access is not None:
+                self._slot(f"a{i}", "address", step.access, convert=f"{_type(step.dtype)}_at")
+                depths.append(max((k for k, stride in enumerate(step.access.strides) if stride != 0), default=-1))
+                at[depths[i]].append(f"t{i} = a{i}[{self._index(f'a{i}', step.access)}]")
+            else:
+                depths.append(max([depths[x] for x in step.args if _is_temp(x)], default=-1))
+                at[depths[i]].append(f"t{i} = {self._expression(step)}")
+        for j, store in enumerate(self.plain):
+            self._slot(f"y{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
+            at[last].append(f"y{j}[{self._index(f'y{j}', store.access)}] = t{int(store.source)}")
+        after_row: list[str] = []
+        before_row: list[str] = []
+        for j, store in enumerate(self.rows):
+            self._slot(f"r{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
+            before_row.append(f"v{j} = {_identity(store, _wide(store.dtype))}")
+            at[last].append(f"v{j} = {_combined(store, f'v{j}', f't{int(store.source)}')}")
+            after_row.append(f"r{j}[{self._index(f'r{j}', store.access)}] = {_type(store.dtype)}(v{j})")
+        lines = ["    " + line for line in at[-1]]
+        if self.totals:
+            lines += self._with_totals(at, before_row, after_row)
+        else:
+            lines += self._nest("    ", "start, stop", at, before_row, after_row)
+        return "\n".join(["def k(start, stop, table):", *self._head, *lines]) + "\n"
+
+    def _nest(self, pad: str, rows: str, at: Any, before_row: list[str], after_row: list[str]) -> list[str]:
+        """The loops themselves."""
+        lines = []
+        last = self.rank - 1
+        for k in range(self.rank):
+            if k == last:
+                lines += [pad + line for line in before_row]
+            lines.append(f"{pad}for i{k} in range({rows if k == 0 else f'n{k}'}):")
+            pad += "    "
+            lines += [pad + line for line in at[k]]
+            if not at[k] and k == last:
+                lines.append(f"{pad}pass")
+        return lines + [pad[:-4] + line for line in after_row]
+
+    def _with_totals(self, at: Any, before_row: list[str], after_row: list[str]) -> list[str]:
+        last = self.rank - 1
+        before_chunk, before_block, after_block, merge = [], [], [], []
+        for j, store in enumerate(self.totals):
+            wide = _wide(store.dtype)
+            strides = store.access.strides or (0,)
+            kept = [k for k, stride in enumerate(strides) if stride != 0]
+            m = self._slot(f"m{j}", "kept", store)
+            self._slot(f"w{j}", "total", store)
+            self._slot(f"wb{j}", "total_bytes", store)
+            before_chunk += [
+                f"w = {_type(wide)}_at(w{j} + p * wb{j})", f"for j in range({m}):",
+                f"    w[j] = {_identity(store, wide)}", f"c{j} = w",
+            ]  # fmt: skip
+            index = " + ".join(
+                f"i{k}" + "".join(f" * n{l}" for l in kept if l > k) for k in kept  # noqa: E741
+            ) or "0"  # fmt: skip
+            source = f"t{int(store.source)}"
+            if strides[last] == 0:  # the innermost loop adds up in a scalar
+                before_row.append(f"u{j} = {_identity(store, wide)}")
+                at[last].append(f"u{j} = {_combined(store, f'u{j}', source)}")
+                after_row.append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', f'u{j}')}")
+            elif wide == store.dtype:
+                at[last].append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', source)}")
+            else:
+                self._slot(f"b{j}", "block", store)
+                self._slot(f"bb{j}", "block_bytes", store)
+                before_block += [
+                    f"b = {_type(store.dtype)}_at(b{j} + p * bb{j})", f"for j in range({m}):",
+                    f"    b[j] = {_identity(store, store.dtype)}", f"d{j} = b",
+                ]  # fmt: skip
+                at[last].append(f"d{j}[{index}] = {_combined(store, f'd{j}[{index}]', source)}")
+                after_block += [f"for j in range({m}):", f"    c{j}[j] = {_combined(store, f'c{j}[j]', f'd{j}[j]')}"]
+            self._slot(f"z{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
+            merge += self._merge(j, store, kept, index)
+        lines = ["    for p in range(start, stop):", "        if p == chunks:"]
+        lines += ["            " + line for line in [*merge, "continue"]]
+        lines += ["        " + line for line in before_chunk]
+        lines.append("        low, high = p * n0 // chunks, (p + 1) * n0 // chunks")
+        lines.append(f"        for block in range(low, high, {BLOCK_ROWS}):")
+        lines += ["            " + line for line in before_block]
+        rows = f"block, min(block + {BLOCK_ROWS}, high)"
+        lines += self._nest("            ", rows, at, before_row, after_row)
+        return lines + ["            " + line for line in after_block]
+
+    def _merge(self, j: int, store: Any, kept: list[int], index: str) -> list[str]:
+        """The totals of all chunks, combined in order, go to the result."""
+        lines, pad = [], ""
+        for k in kept:
+            lines.append(f"{pad}for i{k} in range(n{k}):")
+            pad += "    "
+        wide = _type(_wide(store.dtype))
+        lines.append(f"{pad}v = {wide}_at(w{j})[{index}]")
+        lines.append(f"{pad}for q in range(1, chunks):")
+        lines.append(f"{pad}    v = {_combined(store, 'v', f'{wide}_at(w{j} + q * wb{j})[{index}]')}")
+        lines.append(f"{pad}z{j}[{self._index(f'z{j}', store.access)}] = {_type(store.dtype)}(v)")
+        return lines
+
+    def _expression(self, step: Any) -> str:
+        literal = _type(step.literal_dtype)
+        text = _NUMBER.sub(lambda m: f"{literal}({m[1]})", step.text)
+        args = [f"t{int(x)}" if _is_temp(x) else self._literal(x, step.literal_dtype) for x in step.args]
+        return text.format(*args).replace("cast(", f"{_type(step.dtype)}(")
+
+    def _literal(self, number: Any, dtype: str) -> str:
+        key = (float(number), dtype)
+        if key not in self._literals:
+            name = f"s{len(self._literals)}"
+            self._slot(name, "literal", number, dtype, convert=f"{_type(dtype)}_at")
+            self._head[-1] += "[0]"
+            self._literals[key] = name
+        return self._literals[key]
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _is_temp(x: Any) -> bool:
+    return type(x).__name__ == "Temp"
+
+
+def _type(dtype: str) -> str:
+    return "boolean" if dtype == "bool" else dtype
+
+
+def _wide(dtype: str) -> str:
+    """The type in which elements of a type are added up over many rows."""
+    return "float64" if dtype == "float32" else dtype
+
+
+def _combined(store: Any, a: str, b: str) -> str:
+    return str(store.combine.format(a, b))
+
+
+def _identity(store: Any, dtype: str) -> str:
+    number = store.identity
+    if dtype == "bool":
+        return str(bool(number))
+    text = "nan" if number != number else repr(float(number))  # inf and -inf have their names in scalars
+    return f"{_type(dtype)}({text})"
+
+
+@functools.cache
+def _launch() -> Any:
+    from minidl.kernels.cpu.threads import parallel_call
+
+    return parallel_call
+
+
+# compiled code --------------------------------------------------------------------------------------------------
+_addresses: dict[str, int] = {}
+_kept: list[Any] = []  # compiled functions, so that their addresses stay good
+_HEADER = '''"""Generated by minidl: one loop. Safe to delete."""
+from minidl.kernels.cpu.scalars import *
+
+
+@loop
+'''
+
+
+def compiled(text: str) -> int:
+    """Address of the function that the text defines: from memory, from disk, or compiled now."""
+    address = _addresses.get(text)
+    if address is None:
+        name = "k_" + hashlib.sha256((_HEADER + text).encode()).hexdigest()[:20]
+        source = _HEADER + text.replace("def k(", f"def {name}(")
+        function = getattr(_module(name, source), name)
+        _kept.append(function)
+        address = _addresses[text] = int(function.address)
+    return address
+
+
+def cache_folder() -> Path:
+    """Where generated code is kept between runs."""
+    chosen = os.environ.get("MINIDL_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "minidl"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minidl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidl"
+
+
+def _module(name: str, source: str) -> Any:
+    path = cache_folder() / f"{name}.py"
+    try:
+        if not path.exists() or path.read_text() != source:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+                file.write(source)
+            os.replace(file.name, path)  # other processes see the old file or the whole new one
+        spec = importlib.util.spec_from_file_location(f"minidl_generated.{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+    except OSError:  # nowhere to write: compile in memory only
+        space: dict[str, Any] = {"__name__": f"minidl_generated.{name}"}
+        exec(compile(source, f"<{name}>", "exec"), space)
+        return type("module", (), {name: staticmethod(space[name])})

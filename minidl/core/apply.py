@@ -1,0 +1,158 @@
+"""The one door: every computation in minidl is `apply(op, inputs, params)`.
+
+It brings the operands to one type and (MAP ops) one shape, asks the op's rule for the result's spec, has the current
+backend compute it, and writes the call on every open tape. Values on tapes have no labels: labels stay with the
+DLArray handles, so rules, tapes and the engine never hear of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minidl import backends
+from minidl.core import dlarray as handles
+from minidl.core.labels import match
+from minidl.core.spec import LOGICAL, Spec, Value, common_type
+from minidl.core.tape import Call, open_tapes
+
+if TYPE_CHECKING:
+    from minidl.core.op import Op
+
+
+
+def apply(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+    """Apply `op`: DLArrays, arrays or numbers in; a DLArray, or a tuple of them if the op has several outputs, out.
+
+    A MAP op keeps labels and expands by label; other ops are about positions and give unlabelled results.
+    """
+    operands = [x if type(x) in _READY else handles.operand(op.name, x) for x in inputs]
+    labels = ""
+    if op.is_map:
+        first = _uniform(operands) if op.is_float else None
+        if first is not None:  # the usual case: nothing to expand, nothing to cast
+            labels = first._labels
+        else:
+            operands, labels = _expand(op, operands)
+            _unify(op, operands)
+    else:
+        _unify(op, operands)
+    outputs = compute(op, tuple([x._value if type(x) is handles.DLArray else x for x in operands]), params)
+    if len(outputs) == 1:
+        return handles.DLArray(outputs[0], labels)
+    return tuple([handles.DLArray(value, labels) for value in outputs])
+
+
+_READY = (handles.DLArray, float, int, bool)
+
+
+def _uniform(operands: list[Any]) -> Any:
+    """The first array, if all arrays have its spec and labels and it is a float; otherwise None."""
+    first = None
+    for x in operands:
+        if type(x) is handles.DLArray:
+            if first is None:
+                first, spec, labels = x, x._value.spec, x._labels
+                if spec.dtype.kind != "f":
+                    return None
+            elif x._value.spec is not spec and x._value.spec != spec or x._labels != labels:
+                return None
+    return first
+
+
+def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Value, ...]:
+    """`apply` behind the labels: Values and literals in, Values out, the call written on the open tapes."""
+    output_specs = op.output_specs([x.spec if type(x) is Value else x for x in values], params)
+    datas = [x.data if type(x) is Value else x for x in values]
+    tapes = open_tapes()
+    if any([data is None for data in datas]):
+        outputs = tuple([Value(spec, None) for spec in output_specs])  # abstract: structure without numbers
+    else:
+        if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
+            results = backends.run(op, output_specs, datas, params)
+        else:
+            with np.errstate(all="ignore"):
+                results = backends.run(op, output_specs, datas, params)
+        if results is None:  # no kernel on this backend: the body is the meaning
+            results = _run_body(op, values, params)
+        outputs = tuple([Value(spec, data) for spec, data in zip(output_specs, results)])
+    if tapes:
+        call = Call(op, values, params, outputs)
+        for tape in tapes:
+            tape.record(call)
+    return outputs
+
+
+def _run_body(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
+    from minidl.core.tape import alone
+
+    with alone():
+        result = op.body(*[handles.DLArray(x, "") if isinstance(x, Value) else x for x in values], **params)
+    return [y._value.data for y in (result if isinstance(result, tuple) else (result,))]
+
+
+def _expand(op: Op, operands: list[Any]) -> tuple[list[Any], str]:
+    """Bring the arrays to one shape by inserting `broadcast` calls: (operands, the result's labels)."""
+    arrays = [x for x in operands if isinstance(x, handles.DLArray)]
+    if not arrays:  # numbers alone: the first one becomes an array
+        arrays = operands[:1] = [handles.dlarray(operands[0])]
+    first = arrays[0]
+    if len(arrays) == 1:
+        return operands, first._labels
+    shape, labels = first._value.spec.shape, first._labels
+    if all(x._value.spec.shape == shape and x._labels == labels for x in arrays):
+        return operands, labels
+    shapes = tuple([x._value.spec.shape for x in arrays])
+    shape, labels, dims = match(op.name, shapes, tuple([x._labels for x in arrays]))
+    broadcast = _op("broadcast")
+    where = iter(dims)
+    expanded = []
+    for x in operands:
+        if isinstance(x, handles.DLArray):
+            dim = next(where)
+            if x._value.spec.shape != shape:
+                x = broadcast(x, shape=shape, dims=dim)
+        expanded.append(x)
+    return expanded, labels
+
+
+def _unify(op: Op, operands: list[Any]) -> None:
+    """Insert `cast` calls so that every float operand has the common type, and every logical one is logical."""
+    types = op.input_types
+    last = len(types) - 1
+    dtypes = []
+    fits = True
+    for i, x in enumerate(operands):
+        if isinstance(x, handles.DLArray):
+            letter = types[i if i < last else last]
+            dtype = x._value.spec.dtype
+            if letter == "f":
+                fits = fits and dtype.kind == "f" and (not dtypes or dtype == dtypes[0])
+                dtypes.append(dtype)
+            elif letter == "b":
+                fits = fits and dtype == LOGICAL
+    if fits:
+        return
+    wanted = {"f": common_type(dtypes), "b": LOGICAL}
+    for i, x in enumerate(operands):
+        if isinstance(x, handles.DLArray):
+            dtype = wanted.get(types[i if i < last else last], x._value.spec.dtype)
+            if x._value.spec.dtype != dtype:
+                operands[i] = _op("cast")(x, dtype=dtype.name)
+
+
+def _op(name: str) -> Op:
+    from minidl.core.op import OPS  # op.py imports this file: its ops call `apply`
+
+    return OPS[name]
+
+
+def abstract(spec: Spec) -> Any:
+    """A DLArray without numbers, for running a body for its structure alone."""
+    return handles.DLArray(Value(spec, None), "")
+
+
+def constant(data: np.ndarray) -> Value:
+    """A Value around plain data."""
+    return Value(Spec(data.shape, data.dtype), data)

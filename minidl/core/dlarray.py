@@ -1,0 +1,495 @@
+"""dlarray: an array with labelled dimensions whose operations can be traced, differentiated and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
+from minidl.core.labels import check_format, describe, stored_order
+from minidl.core.spec import TYPE_NAMES, Spec, Value
+from minidl.core.tape import note_read, open_tapes
+
+Operand: TypeAlias = "DLArray | np.ndarray | float | int | bool | list[Any]"
+F = TypeVar("F", bound=Callable[..., Any])
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}  # what `x.name(...)` and the operators call; the ops rooms fill it
+
+
+def public(function: F) -> F:
+    """Make a function reachable as a method of DLArray too: `f(x)` and `x.f()` are the same call."""
+    FUNCTIONS[function.__name__.rstrip("_")] = function
+    return function
+
+
+def _call(name: str, *args: Any, **options: Any) -> Any:
+    return FUNCTIONS[name](*args, **options)
+
+
+class DLArray:
+    """Array for deep learning: numbers, dimension labels and a place on the tape. Make one with `dlarray(X, fmt)`.
+
+    A handle: the numbers it names never change, `X[i] = v` makes it name new ones.
+    """
+
+    __slots__ = ("_value", "_labels", "__weakref__")
+    __array_priority__ = 1000.0
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, value: Value, labels: str = "") -> None:
+        self._value = value
+        self._labels = labels
+
+    # what it is -------------------------------------------------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes in stored order (S..., C, B, T, U...)."""
+        return self._value.spec.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self._value.spec.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self._value.spec.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy dtype of the data: float32, float64 or bool."""
+        return self._value.spec.dtype
+
+    @property
+    def T(self) -> DLArray:
+        """The transpose."""
+        return _call("transpose", self)
+
+    def dims(self) -> str:
+        """Labels of the dimensions; '' if unformatted."""
+        return self._labels
+
+    def __repr__(self) -> str:
+        spec = self._value.spec
+        kind = TYPE_NAMES.get(spec.dtype, str(spec.dtype))
+        head = f"{describe(spec.shape, self._labels)} {'' if kind == 'double' else kind + ' '}dlarray"
+        if self._value.data is None:
+            return f"{head} (abstract)"
+        if not spec.size:
+            return f"{head} (empty)"
+        return f"{head}\n\n{np.array2string(np.asarray(self._value.data), prefix='', threshold=200, precision=4)}"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ShapeError("len: this dlarray is a scalar and has no length. Use numel(X) for the number of elements.")
+        return self.shape[0]
+
+    # numbers out (the tape is told) -----------------------------------------------------------------------------
+    def extractdata(self) -> np.ndarray:
+        """The plain data, in stored order, not traced."""
+        return numbers(self)
+
+    def numpy(self) -> np.ndarray:
+        """The plain data as a NumPy array (from any device)."""
+        return numbers(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        data = numbers(self)
+        if copy or (dtype is not None and np.dtype(dtype) != data.dtype):
+            return np.array(data, dtype=dtype)
+        return data
+
+    def item(self) -> Any:
+        """The one number of a scalar."""
+        if self.size != 1:
+            raise ShapeError(
+                f"item: a single number is wanted; this dlarray is {describe(self.shape, self._labels)}. "
+                "Reduce it first, for example sum(X, 'all')."
+            )
+        return numbers(self).reshape(()).item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        number = self.item()
+        if number != int(number):
+            raise DTypeError(f"dlarray: {number} is no whole number and cannot be a subscript. Use floor or round.")
+        return int(number)
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"if: the truth of a {describe(self.shape, self._labels)} dlarray is ambiguous. "
+                "Use any(X, 'all') or all(X, 'all')."
+            )
+        return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __iter__(self) -> Iterator[DLArray]:
+        for i in range(len(self)):
+            yield self[i]
+
+    def tolist(self) -> Any:
+        """The data as nested Python lists."""
+        return numbers(self).tolist()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return numbers(self).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return numbers(self).__dlpack_device__()
+
+    # copies -----------------------------------------------------------------------------------------------------
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (np.array(numbers(self), order="C"), self._labels)
+
+    def __copy__(self) -> DLArray:
+        return DLArray(self._value, self._labels)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DLArray:
+        return DLArray(self._value, self._labels)  # values never change: naming the same one is a copy
+
+    copy = __copy__
+
+    # NumPy's protocols ------------------------------------------------------------------------------------------
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return _call("numpy_ufunc", ufunc, method, inputs, options)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        return _call("numpy_function", function, args, options)
+
+    # subscripts -------------------------------------------------------------------------------------------------
+    def __getitem__(self, key: Any) -> DLArray:
+        return _call("getitem", self, key)
+
+    def __setitem__(self, key: Any, value: Operand) -> None:
+        new = _call("setitem", self, key, value)
+        self._value, self._labels = new._value, new._labels
+
+    # operators --------------------------------------------------------------------------------------------------
+    def __add__(self, other: Operand) -> DLArray:
+        return _call("plus", self, other)
+
+    def __radd__(self, other: Operand) -> DLArray:
+        return _call("plus", other, self)
+
+    def __sub__(self, other: Operand) -> DLArray:
+        return _call("minus", self, other)
+
+    def __rsub__(self, other: Operand) -> DLArray:
+        return _call("minus", other, self)
+
+    def __mul__(self, other: Operand) -> DLArray:
+        return _call("times", self, other)
+
+    def __rmul__(self, other: Operand) -> DLArray:
+        return _call("times", other, self)
+
+    def __truediv__(self, other: Operand) -> DLArray:
+        return _call("rdivide", self, other)
+
+    def __rtruediv__(self, other: Operand) -> DLArray:
+        return _call("rdivide", other, self)
+
+    def __floordiv__(self, other: Operand) -> DLArray:
+        return _call("floor", _call("rdivide", self, other))
+
+    def __rfloordiv__(self, other: Operand) -> DLArray:
+        return _call("floor", _call("rdivide", other, self))
+
+    def __mod__(self, other: Operand) -> DLArray:
+        return _call("mod", self, other)
+
+    def __rmod__(self, other: Operand) -> DLArray:
+        return _call("mod", other, self)
+
+    def __pow__(self, other: Operand) -> DLArray:
+        return _call("power", self, other)
+
+    def __rpow__(self, other: Operand) -> DLArray:
+        return _call("power", other, self)
+
+    def __matmul__(self, other: Operand) -> DLArray:
+        return _call("matmul", self, other)
+
+    def __rmatmul__(self, other: Operand) -> DLArray:
+        return _call("matmul", other, self)
+
+    def __neg__(self) -> DLArray:
+        return _call("uminus", self)
+
+    def __pos__(self) -> DLArray:
+        return DLArray(self._value, self._labels)  # another handle: assigning to it leaves this one alone
+
+    def __abs__(self) -> DLArray:
+        return _call("abs", self)
+
+    def __eq__(self, other: Operand) -> DLArray:  # type: ignore[override]
+        return _call("eq", self, other)
+
+    def __ne__(self, other: Operand) -> DLArray:  # type: ignore[override]
+        return _call("ne", self, other)
+
+    def __lt__(self, other: Operand) -> DLArray:
+        return _call("lt", self, other)
+
+    def __le__(self, other: Operand) -> DLArray:
+        return _call("le", self, other)
+
+    def __gt__(self, other: Operand) -> DLArray:
+        return _call("gt", self, other)
+
+    def __ge__(self, other: Operand) -> DLArray:
+        return _call("ge", self, other)
+
+    def __and__(self, other: Operand) -> DLArray:
+        return _call("and", self, other)
+
+    def __rand__(self, other: Operand) -> DLArray:
+        return _call("and", other, self)
+
+    def __or__(self, other: Operand) -> DLArray:
+        return _call("or", self, other)
+
+    def __ror__(self, other: Operand) -> DLArray:
+        return _call("or", other, self)
+
+    def __xor__(self, other: Operand) -> DLArray:
+        return _call("xor", self, other)
+
+    def __rxor__(self, other: Operand) -> DLArray:
+        return _call("xor", other, self)
+
+    def __invert__(self) -> DLArray:
+        return _call("not", self)
+
+    # the second call form of the commonest functions: x.sum("C") is sum(x, "C") ----------------------------------
+    def finddim(self, label: str) -> tuple[int, ...]:
+        """Dimensions with that label."""
+        return _call("finddim", self, label)
+
+    def stripdims(self, fmt: str | None = None) -> DLArray:
+        """The same array without labels, still traced."""
+        return _call("stripdims", self, fmt)
+
+    def gather(self) -> DLArray:
+        """The same array on the host."""
+        return _call("gather", self)
+
+    def underlyingType(self) -> str:
+        """'single', 'double' or 'logical'."""
+        return TYPE_NAMES[self.dtype]
+
+    def astype(self, dtype: Any) -> DLArray:
+        """The same numbers in another type: single, double or logical (names or NumPy dtypes)."""
+        return _call("cast", self, dtype)
+
+    def sum(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.sum`."""
+        return _call("sum", self, *args, **options)
+
+    def mean(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.mean`."""
+        return _call("mean", self, *args, **options)
+
+    def prod(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.prod`."""
+        return _call("prod", self, *args, **options)
+
+    def max(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.max`."""
+        return _call("max", self, *args, **options)
+
+    def min(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.min`."""
+        return _call("min", self, *args, **options)
+
+    def std(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.std`."""
+        return _call("std", self, *args, **options)
+
+    def var(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.var`."""
+        return _call("var", self, *args, **options)
+
+    def median(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.median`."""
+        return _call("median", self, *args, **options)
+
+    def any(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.any`."""
+        return _call("any", self, *args, **options)
+
+    def all(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.all`."""
+        return _call("all", self, *args, **options)
+
+    def cumsum(self, *args: Any, **options: Any) -> DLArray:
+        """See `minidl.cumsum`."""
+        return _call("cumsum", self, *args, **options)
+
+    def reshape(self, *size: Any, **options: Any) -> DLArray:
+        """See `minidl.reshape`."""
+        return _call("reshape", self, *size, **options)
+
+    def permute(self, *order: Any) -> DLArray:
+        """See `minidl.permute`."""
+        return _call("permute", self, *order)
+
+    def transpose(self) -> DLArray:
+        """See `minidl.transpose`."""
+        return _call("transpose", self)
+
+    def squeeze(self) -> DLArray:
+        """See `minidl.squeeze`."""
+        return _call("squeeze", self)
+
+    def repmat(self, *counts: Any) -> DLArray:
+        """See `minidl.repmat`."""
+        return _call("repmat", self, *counts)
+
+    def flip(self, dim: Any = None) -> DLArray:
+        """See `minidl.flip`."""
+        return _call("flip", self, dim)
+
+
+def dlarray(X: Any, fmt: str | None = None) -> DLArray:
+    """Wrap data as a dlarray, with dimension labels if `fmt` is given.
+
+    X   : dlarray, NumPy array (or anything that becomes one) of double, single or logical; Python numbers and lists
+          of them become double. Not copied: change the array afterwards and the dlarray changes.
+    fmt : a label per dimension of X: S spatial, C channel, B batch, T time, U unspecified. The result's dimensions
+          stand in the order S..., C, B, T, U...: X of size 3x4 with "TS" becomes 4(S) x 3(T). More labels than
+          dimensions add dimensions of size 1. One label for a vector gives a column, n x 1, labelled with U.
+          If X is formatted already, `fmt` replaces its labels.
+    Raises LabelError for wrong labels, DTypeError for data of another type (integers, complex, text).
+    Source: MathWorks, reference page "dlarray".
+
+    >>> dlarray([[1.0, 2.0, 3.0]], "BC").shape
+    (3, 1)
+    >>> dlarray([1.0, 2.0], "C")
+    2(C) × 1(U) dlarray
+    <BLANKLINE>
+    [[1.]
+     [2.]]
+    """
+    if isinstance(X, DLArray):
+        return DLArray(X._value, X._labels) if fmt is None else _label(X._value, fmt)
+    data = check_data("dlarray", X)
+    value = Value(Spec(data.shape, data.dtype), data)
+    return DLArray(value) if fmt is None else _label(value, fmt)
+
+
+def isdlarray(x: object) -> bool:
+    """Whether x is a dlarray.
+
+    >>> isdlarray(dlarray(1.0)), isdlarray(1.0)
+    (True, False)
+    """
+    return isinstance(x, DLArray)
+
+
+def numbers(x: DLArray) -> np.ndarray:
+    """The data of x for use outside of minidl's ops; open recordings are told that Python looked."""
+    value = x._value
+    if value.data is None:
+        raise TraceError("dlarray: an abstract array has no numbers. Compute with ops only inside the body of an op.")
+    if open_tapes():
+        note_read(value)
+    return value.data
+
+
+def check_data(who: str, X: Any) -> np.ndarray:
+    """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
+    is_plain = isinstance(X, (bool, int, float, list, tuple))
+    try:
+        data = np.asarray(X)
+    except (ValueError, TypeError) as error:
+        raise DTypeError(f"{who}: a rectangular array is wanted; got {type(X).__name__} ({error}).") from None
+    if data.dtype.kind == "f" and data.dtype.itemsize in (4, 8) or data.dtype.kind == "b":
+        return data if data.dtype.isnative else data.astype(data.dtype.newbyteorder("="))
+    if is_plain and data.dtype.kind in "iu":
+        return data.astype(np.float64)
+    remedy = {
+        "c": "Complex numbers are not supported: work on real(x) and imag(x) as two arrays.",
+        "i": "Convert it: x.astype('float32').",
+        "u": "Convert it: x.astype('float32') (and divide by 255 if it is an image).",
+        "f": "Convert it: x.astype('float32').",
+    }.get(data.dtype.kind, "Encode it as numbers first (labels: onehotencode).")
+    raise DTypeError(
+        f"{who}: dlarray is supported only for full arrays of data type double, single or logical; "
+        f"got {type(X).__name__} of {data.dtype}. {remedy}"
+    )
+
+
+def operand(who: str, x: Any) -> Any:
+    """An operand that is no DLArray: a number stays a number (it has no type of its own), an array is wrapped."""
+    kind = type(x)
+    if kind is float or kind is int or kind is bool:
+        return x
+    if isinstance(x, np.generic) or (isinstance(x, np.ndarray) and x.ndim == 0):
+        x = x.item()
+    if isinstance(x, (bool, int, float)):
+        return x
+    data = check_operand(who, x)
+    return DLArray(Value(Spec(data.shape, data.dtype), data))
+
+
+def check_operand(who: str, x: Any) -> np.ndarray:
+    """Like check_data, but subscripts (integer arrays) pass: some ops take them."""
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu" and x.dtype.itemsize == 8:
+        return x
+    return check_data(who, x)
+
+
+def _label(value: Value, fmt: str) -> DLArray:
+    check_format("dlarray", fmt)
+    shape = value.spec.shape
+    if not fmt:
+        return DLArray(value)
+    if len(fmt) == 1:
+        if sum(n != 1 for n in shape) > 1:
+            raise LabelError(
+                f'dlarray: one label ("{fmt}") is enough for a vector only; the data is {describe(shape)}. '
+                "Give a label for each dimension."
+            )
+        return _arranged(value, (value.spec.size, 1), fmt + "U")
+    while len(shape) > len(fmt) and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > len(fmt):
+        raise LabelError(
+            f'dlarray: "{fmt}" labels {len(fmt)} dimensions, the data has {len(shape)} ({describe(shape)}). '
+            "Give a label for each dimension."
+        )
+    return _arranged(value, shape + (1,) * (len(fmt) - len(shape)), fmt)
+
+
+def _arranged(value: Value, shape: tuple[int, ...], fmt: str) -> DLArray:
+    """Put the dimensions in stored order and drop trailing singleton U dimensions after the second."""
+    order = stored_order(fmt)
+    labels = "".join(fmt[i] for i in order)
+    final = [shape[i] for i in order]
+    while len(final) > 2 and labels[-1] == "U" and final[-1] == 1:
+        final.pop()
+        labels = labels[:-1]
+    x = DLArray(value)
+    if shape != value.spec.shape:
+        x = _call("view_as", x, shape)
+    if order != tuple(range(len(order))):
+        x = _call("reorder", x, order)
+    if len(final) != len(order):
+        x = _call("view_as", x, tuple(final))
+    return DLArray(x._value, labels)
+
+
+def _restore(data: np.ndarray, labels: str) -> DLArray:
+    return DLArray(Value(Spec(data.shape, data.dtype), data), labels)

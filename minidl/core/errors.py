@@ -1,0 +1,83 @@
+"""What can go wrong, by name. Each message says who complains, what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+
+class MinidlError(Exception):
+    """Base of every error that minidl raises on purpose."""
+
+
+class LabelError(MinidlError, ValueError):
+    """A dimension label is wrong, missing or there too often."""
+
+
+class ShapeError(MinidlError, ValueError):
+    """A size or a number of dimensions does not fit."""
+
+
+class SubscriptError(ShapeError, IndexError):
+    """A subscript is out of range, of the wrong kind, or there are too many of them."""
+
+
+class DeviceError(MinidlError, RuntimeError):
+    """A device was asked for that is not there."""
+
+
+class DTypeError(MinidlError, TypeError):
+    """Data of a kind that a dlarray cannot hold, or an object of the wrong type."""
+
+
+class OptionError(MinidlError, ValueError):
+    """An option is unknown, or its value is not one of the accepted ones."""
+
+
+class TraceError(MinidlError, RuntimeError):
+    """A derivative or a trace was asked for where none can be had."""
+
+
+class DataError(MinidlError, ValueError):
+    """A data source cannot give what was asked."""
+
+
+class EmptyDataError(DataError):
+    """A data source has nothing (more) to give."""
+
+
+class TraceWarning(UserWarning):
+    """An accelerated function did something that a replay would not repeat; the call was right but was not kept."""
+
+
+class AccelerationWarning(UserWarning):
+    """Accelerated outputs differ from those of the underlying function (CheckMode 'tolerance')."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that the user probably meant, whatever its letter case; None if nothing is near."""
+    by_lower = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[found[0]] if found else None
+
+
+def choice(who: str, option: str, value: object, allowed: Iterable[str]) -> str:
+    """`value` if it is one of the `allowed` texts (letter case aside, as in MATLAB); otherwise an OptionError."""
+    allowed = list(allowed)
+    if isinstance(value, str):
+        for known in allowed:
+            if value.lower() == known.lower():
+                return known
+    listed = ", ".join(f'"{known}"' for known in allowed)
+    raise OptionError(f"{who}: {option} is one of {listed}; got {value!r}.")
+
+
+def number(who: str, name: str, value: object, expected: str, is_right: Callable[[float], bool]) -> float:
+    """`value` as a float if it is a finite number (also a NumPy one) that `is_right`; otherwise an OptionError."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()  # type: ignore[attr-defined]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and -1e308 < value < 1e308 and is_right(float(value)):  # type: ignore[operator, arg-type]
+        return float(value)  # type: ignore[arg-type]
+    shown = repr(value) if isinstance(value, (int, float, str, type(None))) else type(value).__name__
+    raise OptionError(f"{who}: {name} is {expected}; got {shown}.")

@@ -1,0 +1,117 @@
+"""fuse: loops that pass each other arrays, or read the same ones, become one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minidl.core.op import MAP, REDUCE, VIEW
+from minidl.engine.graph import Id, Node
+from minidl.engine.layout import Layout
+from minidl.engine.loops import Loop, joined, kept_stores, loop_of, merged
+
+MOST_ARRAYS = 16  # of one loop; more do not fit the machine's registers and address units
+SMALL = 4096  # iterations; below, joining siblings that share an input saves nothing
+
+
+@dataclasses.dataclass
+class Task:
+    """What runs at once: a loop, or a kernel node."""
+
+    work: Loop | Node
+    reads: set[Id]
+    writes: list[Id]
+
+
+@dataclasses.dataclass
+class Schedule:
+    """Tasks in order, with the layout they are about."""
+
+    layout: Layout
+    tasks: list[Task]
+
+    def __str__(self) -> str:
+        lines = []
+        for i, task in enumerate(self.tasks):
+            if isinstance(task.work, Loop):
+                lines.append(f"{i}: {task.work}")
+            else:
+                lines.append(f"{i}: {', '.join(map(str, task.writes))} = {task.work.op.name}"
+                             f"({', '.join(map(str, task.work.inputs))})")
+        return "\n".join(lines)
+
+
+def schedule(layout: Layout, *, is_fusing: bool = True) -> Schedule:
+    """Tasks of a graph: its MAP and REDUCE nodes as loops, joined as far as that is right and useful."""
+    tasks: list[Task] = []
+    for node in layout.graph.nodes:
+        if node.op.kind is VIEW:
+            continue
+        if node.op.kind in (MAP, REDUCE):
+            loop = loop_of(layout, node)
+            if not is_fusing or not _join(tasks, loop):
+                tasks.append(Task(loop, loop.reads, loop.writes))
+        else:
+            tasks.append(Task(node, {layout.access[x].buffer for x in node.reads}, list(node.outputs)))
+    tasks = _trimmed(layout, tasks)
+    if is_fusing:  # once more: loops that have grown since may now be joined as wholes
+        grown: list[Task] = []
+        for task in tasks:
+            if not (isinstance(task.work, Loop) and _join(grown, task.work)):
+                grown.append(task)
+        tasks = _trimmed(layout, grown)
+    return Schedule(layout, tasks)
+
+
+def _join(tasks: list[Task], loop: Loop) -> bool:
+    """Join `loop` to the latest task that can take it; it then runs at that task's place."""
+    for i in range(len(tasks) - 1, -1, -1):
+        task = tasks[i]
+        if isinstance(task.work, Loop) and _is_useful(task.work, loop):
+            both = joined(task.work, loop)
+            if both is not None and _array_count(both) <= MOST_ARRAYS:
+                tasks[i] = Task(both, both.reads, both.writes)
+                return True
+        if loop.reads.intersection(task.writes):
+            return False  # the loop needs this task: it cannot run before it
+    return False
+
+
+def _is_useful(first: Loop, second: Loop) -> bool:
+    if second.reads.intersection(first.writes):
+        return True
+    count = 1
+    for size in second.sizes:
+        count *= size
+    return count >= SMALL and bool(_large_loads(first) & _large_loads(second))
+
+
+def _large_loads(loop: Loop) -> set[Id]:
+    return {s.access.buffer for s in loop.steps if s.access is not None and all(s.access.strides)}
+
+
+def _array_count(loop: Loop) -> int:
+    return sum(s.access is not None for s in loop.steps) + len(loop.stores)
+
+
+def _trimmed(layout: Layout, tasks: list[Task]) -> list[Task]:
+    """Drop stores that no other task and no output needs, and join dimensions."""
+    needed = {layout.access[y].buffer for y in layout.graph.outputs}
+    kept: list[Task] = []
+    for task in reversed(tasks):
+        if isinstance(task.work, Loop):
+            loop = merged(kept_stores(task.work, needed))
+            task = Task(loop, loop.reads, loop.writes)
+        kept.append(task)
+        needed |= task.reads
+    return kept[::-1]
+
+
+
+
+def describe(work: Any) -> str:
+    """One line about a task."""
+    if isinstance(work, Loop):
+        texts = [step.text.format(*step.args) for step in work.steps if step.text]
+        return f"loop {list(work.sizes)}: {'; '.join(texts)}"
+    return str(work.op.name)

@@ -1,0 +1,204 @@
+"""Passes: Graph -> Graph, same meaning, less work. They look at kinds, bodies and specs, never at names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from minidl.core.apply import abstract, compute
+from minidl.core.dlarray import DLArray
+from minidl.core.op import KERNEL, MAP, VIEW, Op
+from minidl.core.spec import Value
+from minidl.core.tape import Tape, alone
+from minidl.engine.graph import Graph, Id, Node
+
+FOLD_LIMIT_BYTES = 1 << 20  # a larger constant costs more to keep than to make
+UNIFORM_LIMIT = 4096  # elements that are compared to find out whether a constant is one number everywhere
+
+
+def drop_unused(graph: Graph) -> Graph:
+    """Without the nodes and constants that no output needs."""
+    needed = set(graph.outputs)
+    kept = []
+    for node in reversed(graph.nodes):
+        if any(y in needed for y in node.outputs):
+            needed.update(node.reads)
+            kept.append(node)
+    constants = {x: data for x, data in graph.constants.items() if x in needed}
+    return graph.with_nodes(reversed(kept), constants=constants)
+
+
+def share_equal(graph: Graph) -> Graph:
+    """Equal calls with equal inputs once. (Random draws differ in the state they read.)"""
+    names: dict[Id, Any] = {}
+    seen: dict[Any, Node] = {}
+    kept = []
+    for node in graph.nodes:
+        node = node.renamed(names)
+        first = seen.setdefault(_meaning(node), node)
+        if first is node:
+            kept.append(node)
+        else:
+            names.update(zip(node.outputs, first.outputs))
+    return graph.with_nodes(kept, outputs=[names.get(y, y) for y in graph.outputs])
+
+
+def _meaning(node: Node) -> Hashable:
+    """What two nodes must have in common to compute the same. The texts tell 0.0 from -0.0 and 1 from True."""
+    params = tuple(sorted(node.params.items()))
+    key = (node.op, node.inputs, params, repr((node.inputs, params)))
+    try:
+        hash(key)
+    except TypeError:  # a parameter that is not hashable is equal to nothing
+        return id(node)
+    return key
+
+
+def fold_constants(graph: Graph) -> Graph:
+    """What depends on constants alone is computed now; uniform constants become literals of the MAP ops that read them."""
+    constants = dict(graph.constants)
+    kept = []
+    for node in graph.nodes:
+        small = sum(graph.specs[y].nbytes for y in node.outputs) <= FOLD_LIMIT_BYTES
+        if (small or node.op.kind is VIEW) and all(x in constants for x in node.reads):
+            specs = [graph.specs[x] for x in node.reads]
+            ready = iter([Value(spec, constants[x]) for spec, x in zip(specs, node.reads)])
+            values = tuple([next(ready) if isinstance(x, Id) else x for x in node.inputs])
+            with alone():
+                made = compute(node.op, values, node.params)
+            constants.update({y: value.data for y, value in zip(node.outputs, made)})
+        else:
+            kept.append(node)
+    uniform = {x: number for x, data in constants.items() if (number := _uniform(data)) is not None}
+    names: dict[Id, Any] = {}
+    simpler = []
+    for node in kept:
+        node = node.renamed(names)
+        node = _with_literals(graph, node, uniform)
+        same = _unchanged(graph, node)
+        if same is None:
+            simpler.append(node)
+        else:
+            names[node.outputs[0]] = same
+    return graph.with_nodes(simpler, constants=constants, outputs=[names.get(y, y) for y in graph.outputs])
+
+
+def _with_literals(graph: Graph, node: Node, uniform: dict[Id, Any]) -> Node:
+    """The node with its uniform operands as literals, if it then still makes the same: literals have no type."""
+    if node.op.text is None or node.op.kind is not MAP or all(x in uniform for x in node.reads):
+        return node  # a body may ask its operands for their sizes; what reads no array has none of its own
+    simpler = node.renamed(uniform)
+    specs = tuple(graph.specs[y] for y in node.outputs)
+    known = [graph.specs[x] if isinstance(x, Id) else x for x in simpler.inputs]
+    return simpler if simpler is node or node.op.output_specs(known, node.params) == specs else node
+
+
+def _unchanged(graph: Graph, node: Node) -> Id | None:
+    """The operand that the node merely repeats, as in x * 1."""
+    for literal, other, neutral in zip(node.inputs, reversed(node.inputs), node.op.neutral):
+        is_neutral = neutral is not None and not isinstance(literal, Id) and literal == neutral
+        if is_neutral and isinstance(other, Id) and math.copysign(1, literal) == math.copysign(1, neutral):
+            return other if graph.specs[other] == graph.specs[node.outputs[0]] else None
+    return None
+
+
+def _distinct(data: np.ndarray) -> np.ndarray:
+    return data[(*[slice(None) if stride else slice(1) for stride in data.strides], ...)]
+
+
+def _uniform(data: np.ndarray) -> float | None:
+    """The number that stands everywhere in an array, if one does; large arrays are not searched for it."""
+    data = _distinct(data)
+    if data.size == 0 or data.dtype.kind != "f" or data.size > UNIFORM_LIMIT:
+        return None
+    first = data.flat[0]
+    same = first == first and np.all(data == first) and np.all(np.signbit(data) == np.signbit(first))
+    return float(first) if same else None
+
+
+def expand(has_kernel: Callable[[Op], bool], *, is_fusing: bool = True) -> Callable[[Graph], Graph]:
+    """The pass that puts an op's body in the place of the op.
+
+    Done where the backend has no kernel and, if loops are fused, where the body is nothing but MAP, REDUCE and VIEW:
+    such a body fuses with its neighbours, which beats a kernel of its own.
+    """
+
+    def is_kept(graph: Graph, node: Node) -> bool:
+        return has_kernel(node.op) and not (is_fusing and _is_loops_alone(graph, node))
+
+    def run(graph: Graph) -> Graph:
+        graph = graph.with_nodes(graph.nodes)
+        kept: list[Node] = []
+        names: dict[Id, Any] = {}
+        for node in graph.nodes:
+            _splice(graph, node.renamed(names), is_kept, kept, names)
+        return graph.with_nodes(kept, outputs=[names.get(y, y) for y in graph.outputs])
+
+    return run
+
+
+def _splice(
+    graph: Graph, node: Node, is_kept: Callable[[Graph, Node], bool], kept: list[Node], names: dict[Id, Any]
+) -> None:
+    op = node.op
+    if op.body is None or is_kept(graph, node):
+        kept.append(node)
+        return
+    numbers: dict[int, Any] = {}
+    roots = [abstract(graph.specs[x]) if isinstance(x, Id) else x for x in node.inputs]
+    for root, x in zip(roots, node.inputs):
+        if isinstance(root, DLArray):
+            numbers[id(root._value)] = x
+    tape, results = body_calls(op, roots, node.params)
+    for call in tape.calls:
+        for value in call.inputs:
+            if isinstance(value, Value) and id(value) not in numbers:  # an array that the body made by itself
+                numbers[id(value)] = graph.new(value.spec)
+                graph.constants[numbers[id(value)]] = value.data
+        read = tuple([numbers[id(x)] if isinstance(x, Value) else x for x in call.inputs])
+        made = []
+        for y in call.outputs:
+            numbers[id(y)] = graph.new(y.spec)
+            made.append(numbers[id(y)])
+        _splice(graph, Node(call.op, read, call.params, tuple(made), node.where).renamed(names), is_kept, kept, names)
+    for y, value in zip(node.outputs, results):
+        name = numbers[id(value)]
+        names[y] = names.get(name, name)
+
+
+def body_calls(op: Op, inputs: list[Any], params: dict[str, Any]) -> tuple[Tape, list[Value]]:
+    """The calls that an op's body makes, and its results, without computing anything."""
+    tape = Tape(everything=True)
+    with alone(tape):
+        result = op.body(*inputs, **params)  # type: ignore[misc]
+    return tape, [y._value for y in (result if isinstance(result, tuple) else (result,))]
+
+
+def _is_loops_alone(graph: Graph, node: Node) -> bool:
+    roots = [abstract(graph.specs[x]) if isinstance(x, Id) else x for x in node.inputs]
+    return _has_no_kernel(body_calls(node.op, roots, node.params)[0])
+
+
+def _has_no_kernel(tape: Tape) -> bool:
+    for call in tape.calls:
+        if call.op.body is not None:
+            roots = [abstract(x.spec) if isinstance(x, Value) else x for x in call.inputs]
+            if not _has_no_kernel(body_calls(call.op, roots, call.params)[0]):
+                return False
+        elif call.op.kind is KERNEL and call.inputs:  # one without inputs is a constant to be folded
+            return False
+    return True
+
+
+def simplify(graph: Graph) -> Graph:
+    """The cheap passes, until nothing changes."""
+    while True:
+        count = len(graph.nodes)
+        graph = drop_unused(fold_constants(share_equal(graph)))
+        if len(graph.nodes) == count:
+            return graph
+
+

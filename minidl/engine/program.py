@@ -1,0 +1,118 @@
+"""Program: a plan bound to memory. Running it runs no Python of the user's, allocates nothing but its results."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minidl.core.op import Op
+from minidl.core.spec import Value
+from minidl.core.tape import Tape
+from minidl.engine.fuse import Schedule, schedule
+from minidl.engine.graph import Graph, Id, from_tape
+from minidl.engine.layout import choose_layout, order_of
+from minidl.engine.loops import Loop
+from minidl.engine.passes import drop_unused, expand, simplify
+from minidl.engine.plan import Plan, plan_memory
+
+Run = Callable[[], Any]
+
+
+class Program:
+    """Ready to replay: `run(arrays)` copies the inputs in, runs the bound steps and copies the results out.
+
+    The steps share one arena, so one run at a time: a second thread waits.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, backend: Any) -> None:
+        self.graph, self.plan = graph, plan
+        layout = plan.schedule.layout
+        specs = layout.graph.specs
+        self._arena = np.empty(plan.arena_bytes + 64, np.uint8)
+        base = -self._arena.ctypes.data % 64
+        flat: dict[Id, np.ndarray] = {}
+        for buffer, offset in plan.offsets.items():
+            spec = specs[buffer]
+            flat[buffer] = self._arena[base + offset : base + offset + spec.nbytes].view(spec.dtype)
+        flat.update(layout.memory)
+
+        def array(x: Id) -> np.ndarray:
+            a, spec = layout.access[x], specs[x]
+            size = spec.dtype.itemsize
+            strides = tuple(stride * size for stride in a.strides)
+            return np.ndarray(spec.shape, spec.dtype, flat[a.buffer], a.offset * size, strides)
+
+        self._inputs = [array(x) for x in layout.graph.inputs]
+        self._outputs = [array(y) for y in layout.graph.outputs]
+        self._lock = threading.Lock()
+        self.steps: list[Run] = []
+        for task in plan.schedule.tasks:
+            if isinstance(task.work, Loop):
+                self.steps.append(backend.bind_loop(task.work, flat.__getitem__))
+            else:
+                node = task.work
+                made = [array(y) for y in node.outputs]
+                read = [array(x) if isinstance(x, Id) else x for x in node.inputs]
+                self.steps.append(backend.bind_kernel(node.op, made, read, node.params))
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Results for these inputs, as arrays of their own."""
+        with self._lock:
+            for target, source in zip(self._inputs, arrays):
+                np.copyto(target, source)
+            for step in self.steps:
+                step()
+            return [y.copy("K") for y in self._outputs]
+
+    def __str__(self) -> str:
+        return f"{self.graph}\n\n{self.plan}"
+
+
+class ExactProgram:
+    """The recorded calls once more: same kernels, same order, same bits. Only Python's part is left out."""
+
+    def __init__(self, graph: Graph, backend: Any) -> None:
+        self.graph, self._backend = graph, backend
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Results for these inputs, as arrays of their own."""
+        graph, run = self.graph, self._backend.run
+        values: list[Any] = [None] * len(graph.specs)
+        for x, data in zip(graph.inputs, arrays):
+            values[x] = data
+        for x, data in graph.constants.items():
+            values[x] = data
+        for node in graph.nodes:
+            read = [values[x] if isinstance(x, Id) else x for x in node.inputs]
+            made = run(node.op, tuple([graph.specs[y] for y in node.outputs]), read, node.params)
+            for y, data in zip(node.outputs, made):
+                values[y] = data
+        return [values[y] for y in graph.outputs]
+
+    def __str__(self) -> str:
+        return str(self.graph)
+
+
+def compile_tape(
+    tape: Tape, inputs: list[Value], outputs: list[Value], backend: Any, *, is_exact: bool = False
+) -> Program | ExactProgram:
+    """From a recording to a program: Tape -> Graph -> passes -> Layout -> Schedule -> Plan -> Program."""
+    graph = from_tape(tape, inputs, outputs)
+    has_kernel: Callable[[Op], bool] = backend.has_kernel
+    if is_exact:
+        return ExactProgram(_exact(graph, has_kernel), backend)
+    graph = simplify(expand(has_kernel)(simplify(graph)))
+    return Program(graph, plan_memory(_scheduled(graph, inputs, backend)), backend)
+
+
+def _scheduled(graph: Graph, inputs: list[Value], backend: Any) -> Schedule:
+    orders = [order_of(value.data) for value in inputs]
+    return schedule(choose_layout(graph, orders, backend.needs_dense, backend.view))
+
+
+def _exact(graph: Graph, has_kernel: Callable[[Op], bool]) -> Graph:
+    return drop_unused(expand(has_kernel, is_fusing=False)(drop_unused(graph)))
+

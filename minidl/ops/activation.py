@@ -1,0 +1,171 @@
+"""Activations: relu, leakyrelu, sigmoid, gelu, softmax."""
+
+from __future__ import annotations
+
+import math
+
+from minidl.core.dlarray import DLArray, Operand, public
+from minidl.core.errors import choice, number
+from minidl.core.op import KERNEL, MAP, case, op
+from minidl.core.options import options
+from minidl.ops.elementwise import erf, exp, ge, tanh, where
+from minidl.ops.formats import arranged, check, give, read, returned, rows
+from minidl.ops.reduction import reduce_max, reduce_sum
+
+# element by element -----------------------------------------------------------------------------------------------
+
+
+@op(MAP, text="maximum({0}, 0)")
+def relu_(x):
+    """x where it is positive, 0 elsewhere; NaN stays NaN."""
+
+
+@op(MAP, text="where({1} > 0, {0}, 0)")
+def relu_grad(g, y):
+    """g where relu let its input through (y > 0), 0 elsewhere, at 0 too."""
+
+
+relu_.vjps(lambda g, y, x: relu_grad(g, y))  # by y, not x: the next layer keeps y anyway
+relu_grad.vjps(lambda h, d, g, y: relu_grad(h, y), None)
+
+
+@public
+@options
+def relu(X: Operand, *, DataFormat: str | None = None) -> DLArray:
+    """Rectified linear unit: y = max(x, 0).
+
+    X : dlarray of any shape and labels; the result has the same. DataFormat changes nothing and may be given.
+    The derivative is 1 for x > 0 and 0 elsewhere, at 0 too. NaN stays NaN.
+    Source: Nair and Hinton, Rectified Linear Units (2010); MathWorks, reference page "relu".
+
+    >>> relu([-1.0, 0.0, 2.0]).tolist()
+    [0.0, 0.0, 2.0]
+    """
+    check("relu", X, DataFormat)
+    return relu_(X)
+
+
+@op(MAP)
+def leakyrelu_(x, factor):
+    """x where it is not negative, factor * x elsewhere."""
+    return where(ge(x, 0), x, x * factor)
+
+
+@public
+@options
+def leakyrelu(X: Operand, scaleFactor: Operand = 0.01, *, DataFormat: str | None = None) -> DLArray:
+    """Leaky rectified linear unit: y = x for x >= 0, scaleFactor * x below.
+
+    X : dlarray of any shape and labels; the result has the same. The derivative at 0 is 1.
+    scaleFactor : number, or a dlarray that expands to X (a trained slope).
+    Source: Maas et al., Rectifier Nonlinearities (2013); MathWorks, reference page "leakyrelu".
+
+    >>> leakyrelu([-2.0, 3.0], 0.1).tolist()
+    [-0.2, 3.0]
+    """
+    check("leakyrelu", X, DataFormat)
+    if isinstance(scaleFactor, str):
+        number("leakyrelu", "scaleFactor", scaleFactor, "a number", lambda s: True)
+    return leakyrelu_(X, scaleFactor)
+
+
+@op(MAP, domain=(-6.0, 6.0))
+def sigmoid_(x):
+    """1 / (1 + exp(-x)); where exp overflows the quotient is the right 0."""
+    return 1 / (1 + exp(-x))
+
+
+sigmoid_.vjps(lambda g, y, x: g * y * (1 - y))
+
+
+@public
+@options
+def sigmoid(X: Operand, *, DataFormat: str | None = None) -> DLArray:
+    """Logistic function: y = 1 / (1 + exp(-x)), between 0 and 1.
+
+    X : dlarray of any shape and labels; the result has the same. Large |x| give exactly 0 or 1, never NaN.
+    Source: MathWorks, reference page "sigmoid".
+
+    >>> sigmoid(0.0).item()
+    0.5
+    """
+    check("sigmoid", X, DataFormat)
+    return sigmoid_(X)
+
+
+@op(MAP)
+def gelu_(x):
+    """x times the normal distribution function at x."""
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+
+@op(MAP)
+def gelu_tanh(x):
+    """gelu, its distribution function approximated by tanh."""
+    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+@public
+@options
+def gelu(X: Operand, *, Approximation: str = "none", DataFormat: str | None = None) -> DLArray:
+    """Gaussian error linear unit: y = x * P(Z <= x) for a standard normal Z.
+
+        "none": x/2 * (1 + erf(x / sqrt 2))        "tanh": x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+
+    X : dlarray of any shape and labels; the result has the same.
+    Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016); MathWorks, reference page "gelu".
+
+    >>> round(gelu(1.0).item(), 4), round(gelu(1.0, Approximation="tanh").item(), 4)
+    (0.8413, 0.8412)
+    """
+    check("gelu", X, DataFormat)
+    return gelu_(X) if choice("gelu", "Approximation", Approximation, ("none", "tanh")) == "none" else gelu_tanh(X)
+
+
+# along the channels -----------------------------------------------------------------------------------------------
+
+
+@op(KERNEL, samples=lambda r: [case(r.normal(size=(4, 3)) * 3), case(r.normal(size=(5, 1)))])
+def softmax_last(x):
+    """exp(x) / sum(exp(x)) along the rows of x [N, C]."""
+    e = exp(x - reduce_max(x, axes=(1,)))  # shifted so that exp cannot overflow
+    return e / reduce_sum(e, axes=(1,))
+
+
+@softmax_last.infer
+def _(x):
+    return x
+
+
+@op(KERNEL, types="ff->f", samples=lambda r: [case(r.normal(size=(4, 3)), r.dirichlet([1.0] * 3, size=4))])
+def softmax_last_grad(g, y):
+    """Gradient of softmax_last by its input, from its output y."""
+    return y * (g - reduce_sum(g * y, axes=(1,)))
+
+
+@softmax_last_grad.infer
+def _(g, y):
+    return g
+
+
+softmax_last.vjps(lambda g, y, x: softmax_last_grad(g, y))
+
+
+@public
+@options
+def softmax(X: Operand, *, DataFormat: str | None = None) -> DLArray:
+    """Probabilities along the channels: y[c] = exp(x[c]) / sum_k exp(x[k]).
+
+    X : dlarray with a C in its labels, or unformatted with DataFormat; C only is summed over. For another dimension
+        name that one C: DataFormat="BCU".
+    Returns a dlarray shaped and labelled like X; along C it sums to 1.
+    Raises LabelError if there is no C.
+    Source: Bishop, Pattern Recognition and Machine Learning (2006), eq. 4.62; MathWorks, reference page "softmax".
+
+    >>> softmax([[0.0, 0.0]], DataFormat="BC").tolist()
+    [[0.5, 0.5]]
+    """
+    x, labels, is_formatted = read("softmax", X, DataFormat)
+    plan = rows("softmax", x._value.spec.shape, labels)
+    y = softmax_last(arranged(x, plan.order, plan.matrix))
+    return give(returned(y, plan.full, plan.back), labels, is_formatted, X)

@@ -1,0 +1,323 @@
+"""Plain facts about arrays (sizes, labels, types), the data out of them, and other types in.
+
+Facts are Python numbers, texts and truths, never traced; NumPy arrays and numbers may be asked too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minidl.core.dlarray import DLArray, Operand, numbers, public
+from minidl.core.errors import DeviceError, DTypeError, LabelError, OptionError, nearest
+from minidl.core.labels import LETTERS, check_format
+from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, TYPE_NAMES
+from minidl.core.tree import flatten
+from minidl.ops.axes import Dim, array, axes_of
+from minidl.ops.views import cast as cast_op
+from minidl.ops.views import reorder, view_as
+
+# sizes ----------------------------------------------------------------------------------------------------------
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return x._value.spec.shape if isinstance(x, DLArray) else np.shape(x)
+
+
+def size(X: Any, dim: Dim = None) -> Any:
+    """Sizes of X: a tuple, or one number where `dim` is one dimension (a number, or a label that occurs once).
+
+    Beyond the last dimension sizes are 1, as in MATLAB.
+
+    >>> X = array(np.zeros((2, 3)))
+    >>> size(X), size(X, 1), size(X, 4), size(X, (0, 1))
+    ((2, 3), 3, 1, (2, 3))
+    """
+    shape = _shape(X)
+    if dim is None:
+        return shape
+    if isinstance(dim, (int, np.integer)) and dim >= len(shape):
+        return 1
+    found = tuple(shape[i] for i in axes_of("size", dim, shape, dims(X)))
+    return found[0] if len(found) == 1 else found
+
+
+def numel(X: Any) -> int:
+    """Number of elements.
+
+    >>> numel(array(np.zeros((2, 3))))
+    6
+    """
+    count = 1
+    for n in _shape(X):
+        count *= n
+    return count
+
+
+def ndims(X: Any) -> int:
+    """Number of dimensions; unformatted arrays may have 0 or 1, unlike MATLAB's.
+
+    >>> ndims(array(np.zeros((2, 3, 1))))
+    3
+    """
+    return len(_shape(X))
+
+
+def length(X: Any) -> int:
+    """The largest size; 0 if X has no elements, 1 for a scalar.
+
+    >>> length(array(np.zeros((2, 3))))
+    3
+    """
+    shape = _shape(X)
+    return 0 if 0 in shape else max(shape, default=1)
+
+
+def isempty(X: Any) -> bool:
+    """Whether X has no elements.
+
+    >>> isempty(array(np.zeros((0, 3))))
+    True
+    """
+    return 0 in _shape(X)
+
+
+def isreal(X: Any) -> bool:
+    """Whether X holds real numbers; dlarrays always do.
+
+    >>> isreal(array(1.0))
+    True
+    """
+    return isinstance(X, DLArray) or not np.iscomplexobj(X)
+
+
+# labels ---------------------------------------------------------------------------------------------------------
+
+
+def dims(X: Any) -> str:
+    """Labels of the dimensions of X in stored order; "" if it is unformatted.
+
+    >>> dims(array(1.0))
+    ''
+    """
+    return X._labels if isinstance(X, DLArray) else ""
+
+
+@public
+def finddim(X: Any, label: str) -> tuple[int, ...]:
+    """Dimensions of X with that label, from 0 on; an empty tuple if there are none or X is unformatted.
+
+    size(X, finddim(X, "B")) is the number of observations.
+    Source: MathWorks, reference page "finddim".
+
+    >>> finddim(array(1.0), "B")
+    ()
+    """
+    if not isinstance(label, str) or len(label) != 1 or label not in LETTERS:
+        raise LabelError(f'finddim: one label of "{LETTERS}" is wanted; got {label!r}.')
+    return tuple(i for i, letter in enumerate(dims(X)) if letter == label)
+
+
+@public
+def stripdims(X: Operand, fmt: str | None = None) -> DLArray:
+    """X without labels, still traced.
+
+    fmt : the order of dimensions wanted, as labels: undoes the reordering of dlarray(X, fmt). Labels that X does not
+          have become dimensions of size 1. By default the dimensions stay in stored order.
+    Raises LabelError if a label of X is missing in `fmt`.
+    Source: MathWorks, reference page "stripdims".
+    """
+    x = array(X)
+    labels = x._labels
+    x = DLArray(x._value)
+    if fmt is None or not labels:
+        return x
+    check_format("stripdims", fmt)
+    missing = [letter for letter in LETTERS if labels.count(letter) > fmt.count(letter)]
+    if missing:
+        raise LabelError(
+            f'stripdims: X has the labels "{labels}", the format "{fmt}" lacks {", ".join(missing)}. '
+            "Name every dimension of X."
+        )
+    free = {letter: [i for i, own in enumerate(labels) if own == letter] for letter in LETTERS}
+    order = [free[letter].pop(0) if free[letter] else -1 for letter in fmt]
+    kept = tuple(i for i in order if i >= 0)
+    if kept != tuple(range(len(kept))):
+        x = reorder(x, order=kept)
+    if len(kept) < len(order):
+        own = iter(x._value.spec.shape)
+        x = view_as(x, shape=tuple([next(own) if i >= 0 else 1 for i in order]))
+    return x
+
+
+# data out -------------------------------------------------------------------------------------------------------
+
+
+def extractdata(X: Any) -> np.ndarray:
+    """The plain data of X, in stored order and not traced; a plain array is returned as it is.
+
+    >>> extractdata(array([1.0, 2.0]))
+    array([1., 2.])
+    """
+    return numbers(X) if isinstance(X, DLArray) else np.asarray(X)
+
+
+@public
+def gather(X: Any) -> Any:
+    """X on the host: the same dlarray, labels and trace included (or the same plain array).
+
+    >>> gather(array(2.0)).item()
+    2.0
+    """
+    return X
+
+
+def gpuArray(X: Any) -> Any:
+    """X on the GPU. This version of minidl computes on the CPU alone, so this is always an error."""
+    raise DeviceError(
+        "gpuArray: no GPU can be used: this version of minidl computes on the CPU alone. Leave gpuArray out; "
+        'or ask first: if canUseGPU(): X = gpuArray(X).'
+    )
+
+
+def canUseGPU() -> bool:
+    """Whether `gpuArray` works here.
+
+    >>> canUseGPU()
+    False
+    """
+    return False
+
+
+def isequal(X: Any, *others: Any) -> bool:
+    """Whether all are equal: sizes, numbers, labels where both have them; containers field by field. NaN is not.
+
+    Looks at the numbers, so a recorded function that asks is not replayed.
+
+    >>> isequal(array([1.0, 2.0]), [1.0, 2.0]), isequal({"a": 1}, {"a": 2})
+    (True, False)
+    """
+    return all(_is_equal(X, other) for other in others)
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    if _is_arraylike(a) or _is_arraylike(b):
+        if isinstance(a, (dict, str)) or isinstance(b, (dict, str)):
+            return False
+        if dims(a) and dims(b) and dims(a) != dims(b):
+            return False
+        return _shape(a) == _shape(b) and bool(np.array_equal(extractdata(a), extractdata(b)))
+    (xs, structure), (ys, other) = flatten(a), flatten(b)
+    if structure != other:
+        return False
+    if structure == "*":
+        return bool(a == b)
+    return all(_is_equal(x, y) for x, y in zip(xs, ys))
+
+
+def _is_arraylike(x: Any) -> bool:
+    return isinstance(x, (DLArray, np.ndarray, np.generic))
+
+
+# types ----------------------------------------------------------------------------------------------------------
+
+_DTYPES: dict[str, np.dtype[Any]] = {"single": SINGLE, "double": DOUBLE, "logical": LOGICAL}
+
+
+def underlyingType(X: Any) -> str:
+    """"single", "double" or "logical" (of another plain array: NumPy's name of its type).
+
+    >>> underlyingType(array(np.float32([1.0]))), underlyingType(1.0)
+    ('single', 'double')
+    """
+    dtype = X.dtype if isinstance(X, DLArray) else np.asarray(X).dtype
+    return TYPE_NAMES.get(dtype, dtype.name)
+
+
+def isUnderlyingType(X: Any, typename: str) -> bool:
+    """Whether the data of X are of that type.
+
+    >>> isUnderlyingType(array(1.0), "double")
+    True
+    """
+    return underlyingType(X) == typename
+
+
+def mustBeUnderlyingType(X: Any, typenames: str | Sequence[str]) -> None:
+    """Raises DTypeError unless the data of X are of (one of) the named types.
+
+    >>> mustBeUnderlyingType(array(1.0), ["single", "double"])
+    """
+    names = [typenames] if isinstance(typenames, str) else list(typenames)
+    found = underlyingType(X)
+    if found not in names:
+        raise DTypeError(f"mustBeUnderlyingType: {' or '.join(names)} is wanted, X is {found}. Use cast(X, type).")
+
+
+@public
+def cast(X: Any, type: Any) -> Any:
+    """X in another type.
+
+    type : "single", "double" or "logical", or a NumPy dtype of one of them. Logical: whether other than 0.
+    Returns a dlarray for a dlarray, traced and with its labels; a NumPy array for anything else.
+    Raises DTypeError for other types: dlarrays hold no integers.
+
+    >>> cast(array([0.0, 2.0]), "logical").tolist()
+    [False, True]
+    """
+    dtype = _dtype(type)
+    if not isinstance(X, DLArray):
+        data = np.asarray(X)
+        if data.dtype.kind not in "fiub":
+            raise DTypeError(f"{TYPE_NAMES[dtype]}: real numbers are wanted; got {data.dtype}. Encode them first.")
+        return data.astype(dtype, copy=False)
+    if X.dtype == dtype:
+        return X
+    return DLArray(cast_op(X, dtype=dtype.name)._value, X._labels)
+
+
+def _dtype(type: Any) -> np.dtype[Any]:
+    if isinstance(type, str) and type in _DTYPES:
+        return _DTYPES[type]
+    try:
+        dtype = np.dtype(type)
+    except TypeError:
+        meant = nearest(str(type), _DTYPES)
+        remedy = f'Did you mean "{meant}"?' if meant else 'Give "single", "double" or "logical".'
+        raise OptionError(f"cast: there is no type {type!r}. {remedy}") from None
+    if dtype not in _DTYPES.values():
+        raise DTypeError(
+            f'cast: dlarrays are single, double or logical; got {dtype}. Use one of these, or np.asarray(X) for others.'
+        )
+    return dtype
+
+
+def single(X: Any) -> Any:
+    """X in single precision. See `cast`.
+
+    >>> single(array(1.0)).dtype.name
+    'float32'
+    """
+    return cast(X, "single")
+
+
+def double(X: Any) -> Any:
+    """X in double precision. See `cast`.
+
+    >>> double(np.float32([1.0])).dtype.name
+    'float64'
+    """
+    return cast(X, "double")
+
+
+def logical(X: Any) -> Any:
+    """Whether each element of X is other than 0. NaN counts as true (MATLAB would raise an error).
+
+    >>> logical(array([0.0, 3.0])).tolist()
+    [False, True]
+    """
+    return cast(X, "logical")
+
+

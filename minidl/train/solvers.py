@@ -1,0 +1,336 @@
+"""Solver updates: from parameters, gradients and state to new parameters and new state.
+
+Each solver is a MAP op with several outputs, so a backend can run it as one loop per parameter; the functions around
+the ops check their arguments and walk the trees. All arguments are checked before anything is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from minidl.core.dlarray import DLArray, check_data
+from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, number
+from minidl.core.labels import describe
+from minidl.core.op import MAP, op
+from minidl.core.options import options
+from minidl.core.spec import TYPE_NAMES, Spec, Value
+from minidl.core.tree import flatten, matching, paths, unflatten
+from minidl.ops.create import full
+from minidl.ops.elementwise import expm1, sqrt, square
+from minidl.ops.views import cast, view_as
+
+Tree: TypeAlias = Any  # struct, dict, list, tuple or dataclass of arrays, nested as deep as you like; or one array
+
+# one parameter, element by element ------------------------------------------------------------------------------
+
+
+@op(MAP, types="f->fff", domain=(0.1, 0.9))
+def adam(p, g, m, v, rate, gradDecay, sqGradDecay, epsilon):
+    """One step of Adam: new parameter, new averages of gradient and squared gradient."""
+    m = gradDecay * m + (1 - gradDecay) * g
+    v = sqGradDecay * v + (1 - sqGradDecay) * square(g)
+    return p - rate * m / (sqrt(v) + epsilon), m, v
+
+
+@op(MAP, types="f->ff", domain=(0.1, 0.9))
+def sgdm(p, g, velocity, rate, momentum):
+    """One step of gradient descent with momentum: new parameter, new velocity."""
+    velocity = momentum * velocity - rate * g
+    return p + velocity, velocity
+
+
+@op(MAP, types="f->ff", domain=(0.1, 0.9))
+def rmsprop(p, g, v, rate, sqGradDecay, epsilon):
+    """One step of RMSProp: new parameter, new average of the squared gradient."""
+    v = sqGradDecay * v + (1 - sqGradDecay) * square(g)
+    return p - rate * g / (sqrt(v) + epsilon), v
+
+
+# trees of parameters --------------------------------------------------------------------------------------------
+
+
+@options
+def adamupdate(
+    params: Tree,
+    grad: Tree,
+    averageGrad: Tree,
+    averageSqGrad: Tree,
+    iteration: int | DLArray,
+    learnRate: float | DLArray = 0.001,
+    gradDecay: float = 0.9,
+    sqGradDecay: float = 0.999,
+    epsilon: float = 1e-8,
+) -> tuple[Tree, Tree, Tree]:
+    """Update learnable parameters by Adam (adaptive moment estimation).
+
+        m = gradDecay * m + (1 - gradDecay) * g
+        v = sqGradDecay * v + (1 - sqGradDecay) * g^2
+        p = p - learnRate * sqrt(1 - sqGradDecay^t) / (1 - gradDecay^t) * m / (sqrt(v) + epsilon)
+
+    params        : p; dlarray or NumPy array, or struct, dict, list, tuple or dataclass of them.
+    grad          : g; same containers, sizes and types as params.
+    averageGrad   : m of the step before; None or [] for "no state yet", which counts as zeros.
+    averageSqGrad : v of the step before; None or [] likewise.
+    iteration     : t; 1 for the first step. A positive whole number, or a scalar dlarray (then it is traced, its
+                    number is not checked, and one trace of an accelerated function serves every iteration).
+    learnRate     : number >= 0, or a scalar dlarray.
+    gradDecay, sqGradDecay : numbers in [0, 1).
+    epsilon       : number > 0, added to the root of v (not of v / (1 - sqGradDecay^t)).
+    Returns (params, averageGrad, averageSqGrad) in the containers of params; plain arrays come back as plain arrays.
+    Raises ShapeError, LabelError or DTypeError if grad or the state do not match params, OptionError for a number
+    out of its range.
+    Source: Kingma and Ba, Adam (2015), section 2, the variant with the corrections folded into the rate; MathWorks,
+    reference page "adamupdate".
+
+    >>> import numpy as np
+    >>> p, m, v = adamupdate(np.array([1.0]), np.array([2.0]), None, None, 1, 0.5)
+    >>> print(np.round(p, 6), np.round(m, 6), np.round(v, 6))
+    [0.5] [0.2] [0.004]
+    """
+    who = "adamupdate"
+    rate = _rate(who, learnRate)
+    gradDecay = _decay(who, "gradDecay", gradDecay)
+    sqGradDecay = _decay(who, "sqGradDecay", sqGradDecay)
+    epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
+    t = _iteration(who, iteration)
+    leaves, put = _rows(who, params, grad=grad, averageGrad=averageGrad, averageSqGrad=averageSqGrad)
+    root = sqrt if isinstance(t, DLArray) else math.sqrt
+    rates = _PerType(rate * (root(_correction(sqGradDecay, t)) / _correction(gradDecay, t)))
+    return put([adam(p, g, m, v, rates[p], gradDecay, sqGradDecay, epsilon) for p, g, m, v in leaves], 3)
+
+
+@options
+def sgdmupdate(
+    params: Tree, grad: Tree, vel: Tree, learnRate: float | DLArray = 0.01, momentum: float = 0.9
+) -> tuple[Tree, Tree]:
+    """Update learnable parameters by stochastic gradient descent with momentum.
+
+        vel = momentum * vel - learnRate * g
+        p = p + vel
+
+    params    : p; dlarray or NumPy array, or struct, dict, list, tuple or dataclass of them.
+    grad      : g; same containers, sizes and types as params.
+    vel       : velocity of the step before; None or [] for "no state yet", which counts as zeros.
+    learnRate : number >= 0, or a scalar dlarray (then it is traced).
+    momentum  : number in [0, 1); 0 is plain gradient descent.
+    Returns (params, vel) in the containers of params; plain arrays come back as plain arrays.
+    Raises ShapeError, LabelError or DTypeError if grad or vel do not match params, OptionError for a number out of
+    its range.
+    Source: Bishop, Pattern Recognition and Machine Learning (2006), section 5.2.4; Polyak's momentum; MathWorks,
+    reference page "sgdmupdate".
+
+    >>> import numpy as np
+    >>> p, vel = sgdmupdate(np.array([1.0]), np.array([2.0]), None, 0.25)
+    >>> p, vel = sgdmupdate(p, np.array([2.0]), vel, 0.25)
+    >>> print(p, vel)
+    [-0.45] [-0.95]
+    """
+    who = "sgdmupdate"
+    rates = _PerType(_rate(who, learnRate))
+    momentum = _decay(who, "momentum", momentum)
+    leaves, put = _rows(who, params, grad=grad, vel=vel)
+    return put([sgdm(p, g, velocity, rates[p], momentum) for p, g, velocity in leaves], 2)
+
+
+@options
+def rmspropupdate(
+    params: Tree,
+    grad: Tree,
+    averageSqGrad: Tree,
+    learnRate: float | DLArray = 0.001,
+    sqGradDecay: float = 0.9,
+    epsilon: float = 1e-8,
+) -> tuple[Tree, Tree]:
+    """Update learnable parameters by RMSProp (root mean square propagation).
+
+        v = sqGradDecay * v + (1 - sqGradDecay) * g^2
+        p = p - learnRate * g / (sqrt(v) + epsilon)
+
+    params        : p; dlarray or NumPy array, or struct, dict, list, tuple or dataclass of them.
+    grad          : g; same containers, sizes and types as params.
+    averageSqGrad : v of the step before; None or [] for "no state yet", which counts as zeros.
+    learnRate     : number >= 0, or a scalar dlarray (then it is traced).
+    sqGradDecay   : number in [0, 1).
+    epsilon       : number > 0.
+    Returns (params, averageSqGrad) in the containers of params; plain arrays come back as plain arrays.
+    Raises ShapeError, LabelError or DTypeError if grad or averageSqGrad do not match params, OptionError for a
+    number out of its range.
+    Source: Tieleman and Hinton, Neural Networks for Machine Learning, lecture 6.5 (2012); MathWorks, reference page
+    "rmspropupdate".
+
+    >>> import numpy as np
+    >>> p, v = rmspropupdate(np.array([1.0]), np.array([2.0]), None, 0.5, 0.75)
+    >>> print(np.round(p, 6), v)
+    [0.] [1.]
+    """
+    who = "rmspropupdate"
+    rates = _PerType(_rate(who, learnRate))
+    sqGradDecay = _decay(who, "sqGradDecay", sqGradDecay)
+    epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
+    leaves, put = _rows(who, params, grad=grad, averageSqGrad=averageSqGrad)
+    return put([rmsprop(p, g, v, rates[p], sqGradDecay, epsilon) for p, g, v in leaves], 2)
+
+
+@options
+def dlupdate(fun: Callable[..., Any], A1: Tree, *A: Tree, nargout: int = 1) -> Any:
+    """Apply a function to each array of a tree, or to the arrays at the same place of several trees.
+
+    fun     : function of as many arrays as trees are given; returns an array, or a tuple of `nargout` of them.
+    A1, A   : struct, dict, list, tuple or dataclass of arrays (or one array); all with the same fields.
+    nargout : number of results of fun to collect.
+    Returns the results of fun in the containers of A1; a tuple of `nargout` such trees if nargout > 1.
+    Raises ShapeError if the containers differ, OptionError if fun does not return `nargout` results.
+    Source: MathWorks, reference page "dlupdate".
+
+    >>> dlupdate(lambda g, p: g + 0.5 * p, {"w": 1.0, "b": 2.0}, {"w": 2.0, "b": 4.0})
+    {'w': 2.0, 'b': 4.0}
+    """
+    who = "dlupdate"
+    if not callable(fun):
+        raise DTypeError(f"{who}: the first argument is the function to apply; got {type(fun).__name__}.")
+    if isinstance(nargout, bool) or not isinstance(nargout, (int, np.integer)) or nargout < 1:
+        raise OptionError(f"{who}: nargout is a whole number >= 1; got {nargout!r}.")
+    leaves, structure = flatten(A1)
+    rows = zip(leaves, *(matching(who, A1, structure, other) for other in A))
+    if nargout == 1:
+        return unflatten(structure, [fun(*row) for row in rows])
+    columns: list[list[Any]] = [[] for _ in range(nargout)]
+    for row in rows:
+        results = fun(*row)
+        if not isinstance(results, tuple) or len(results) < nargout:
+            came = f"{len(results)}" if isinstance(results, tuple) else "one"
+            raise OptionError(
+                f"{who}: nargout={nargout} results are wanted, the function returned {came}. "
+                f"Return a tuple of {nargout}, or give another nargout."
+            )
+        for column, result in zip(columns, results):
+            column.append(result)
+    return tuple([unflatten(structure, column) for column in columns])
+
+
+# arguments ------------------------------------------------------------------------------------------------------
+
+
+def _rows(who: str, params: Tree, **others: Tree) -> tuple[Iterator[tuple[DLArray, ...]], Callable[..., Any]]:
+    """(rows of parameter, gradient and state arrays; the function that puts results back into trees)."""
+    leaves, structure = flatten(params)
+    arrays = [leaf if isinstance(leaf, DLArray) else _wrap(who, leaf) for leaf in leaves]
+    is_plain = [not isinstance(leaf, DLArray) for leaf in leaves]
+    columns: list[list[DLArray] | None] = []
+    for name, tree in others.items():
+        if tree is None or (isinstance(tree, (list, tuple)) and not len(tree) and leaves):
+            if name == "grad":
+                raise ShapeError(f"{who}: there are no gradients. Give the ones that dlgradient returned for params.")
+            columns.append(None)
+            continue
+        column = matching(who, params, structure, tree)
+        for i, leaf in enumerate(column):
+            if not isinstance(leaf, DLArray):
+                column[i] = leaf = _wrap(who, leaf)
+            elif is_plain[i]:
+                is_plain[i] = False  # a plain parameter with a dlarray gradient becomes a dlarray, so tracing goes on
+            p = arrays[i]
+            a, b = leaf._value.spec, p._value.spec
+            if a.shape != b.shape or a.dtype is not b.dtype or leaf._labels != p._labels:
+                _check_match(who, name, paths(params)[i], leaf, p)
+                column[i] = DLArray(leaf._value, p._labels)  # only one of them is labelled
+        columns.append(column)
+    if None in columns:
+        zeros = [_zeros_like(p) for p in arrays]
+        columns = [zeros if column is None else column for column in columns]
+    rows = zip(arrays, *columns)  # type: ignore[arg-type]
+
+    def put(results: list[tuple[DLArray, ...]], count: int) -> tuple[Tree, ...]:
+        if True in is_plain:
+            results = [
+                tuple([_unwrap(y, leaf) for y in row]) if plain else row
+                for row, plain, leaf in zip(results, is_plain, leaves)
+            ]
+        return tuple([unflatten(structure, [row[k] for row in results]) for k in range(count)])
+
+    return rows, put
+
+
+def _wrap(who: str, x: Any) -> DLArray:
+    data = check_data(who, x)
+    return DLArray(Value(Spec(data.shape, data.dtype), data))
+
+
+def _unwrap(y: DLArray, like: Any) -> Any:
+    data = y.extractdata()
+    return data if isinstance(like, np.ndarray) else data.item() if isinstance(like, (int, float)) else data[()]
+
+
+def _zeros_like(p: DLArray) -> DLArray:
+    return DLArray(full(shape=p.shape, value=0.0, dtype=p.dtype.name)._value, p._labels)
+
+
+def _check_match(who: str, name: str, path: str, x: DLArray, p: DLArray) -> None:
+    """Complain if a gradient or state does not have its parameter's size, type and (where both are labelled) labels."""
+    where = f" of {path}" if path else ""
+    if x.shape != p.shape:
+        raise ShapeError(
+            f"{who}: {name}{where} is {describe(x.shape, x._labels)}, the parameter {describe(p.shape, p._labels)}. "
+            "Both need the same size: give the gradient or state that belongs to this parameter."
+        )
+    if x.dtype != p.dtype:
+        is_, wanted = TYPE_NAMES[x.dtype], TYPE_NAMES[p.dtype]
+        raise DTypeError(
+            f"{who}: {name}{where} is {is_}, the parameter {wanted}. Convert one of them, for example with "
+            f'x.astype("{np.dtype(p.dtype).name}").'
+        )
+    if x._labels and p._labels and x._labels != p._labels:
+        raise LabelError(
+            f'{who}: {name}{where} has format "{x._labels}", the parameter "{p._labels}". '
+            "Give both the same labels, or none."
+        )
+
+
+def _decay(who: str, name: str, x: Any) -> float:
+    return number(who, name, x, "a number in [0, 1)", lambda x: 0 <= x < 1)
+
+
+def _scalar(who: str, name: str, x: DLArray) -> DLArray:
+    """A scalar dlarray without labels and dimensions, so that it expands to any parameter."""
+    if x.size != 1 or x.dtype.kind != "f":
+        raise ShapeError(f"{who}: {name} is a number or a real scalar dlarray; got {x.dtype} {describe(x.shape)}.")
+    return view_as(x, shape=()) if x.shape else DLArray(x._value)
+
+
+def _rate(who: str, x: Any) -> float | DLArray:
+    if isinstance(x, DLArray):
+        return _scalar(who, "learnRate", x)
+    return number(who, "learnRate", x, "a number >= 0 or a scalar dlarray", lambda x: x >= 0)
+
+
+def _iteration(who: str, x: Any) -> float | DLArray:
+    if isinstance(x, DLArray):
+        return _scalar(who, "iteration", x)
+    expected = "a positive whole number (1 for the first step) or a scalar dlarray"
+    return number(who, "iteration", x, expected, lambda x: x >= 1 and x == int(x))
+
+
+def _correction(decay: float, t: Any) -> Any:
+    """1 - decay^t, without cancellation: at t = 1 and decay = 0.999 single precision would lose four digits."""
+    if decay == 0:
+        return 1.0
+    return -(expm1 if isinstance(t, DLArray) else math.expm1)(t * math.log(decay))
+
+
+class _PerType(dict[Any, Any]):
+    """The rate for parameters of each type: a number as it is, an array converted once per type."""
+
+    def __init__(self, rate: Any) -> None:
+        self.rate = rate
+
+    def __getitem__(self, p: DLArray) -> Any:
+        if not isinstance(self.rate, DLArray):
+            return self.rate
+        dtype = p.dtype
+        if dtype not in self:
+            self[dtype] = self.rate if self.rate.dtype == dtype else cast(self.rate, dtype=dtype.name)
+        return self.get(dtype)

@@ -1,0 +1,71 @@
+"""The stages of the engine run in plain NumPy, one element of meaning at a time: what their results are compared with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidl.backends import cpu, reference
+from minidl.core.loop import Access, Loop, Temp
+from minidl.engine.graph import Graph, Id
+
+UFUNCS = {
+    "({0} + {1})": np.add, "({0} * {1})": np.multiply, "fmax({0}, {1})": np.fmax, "fmin({0}, {1})": np.fmin,
+    "logical_or({0}, {1})": np.logical_or, "logical_and({0}, {1})": np.logical_and,
+}  # fmt: skip
+
+
+def run_graph(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of a graph: each node by the reference backend, or by its body."""
+    values: dict[Id, Any] = {**dict(zip(graph.inputs, arrays)), **graph.constants}
+    for node in graph.nodes:
+        specs = tuple(graph.specs[y] for y in node.outputs)
+        read = [values[x] if isinstance(x, Id) else x for x in node.inputs]
+        with np.errstate(all="ignore"):
+            made = cpu.run(node.op, specs, read, node.params)
+        assert made is not None, f"{node.op.name} has no kernel"
+        for y, spec, data in zip(node.outputs, specs, made):
+            assert (data.shape, data.dtype) == (spec.shape, spec.dtype), f"{node.op.name}: {data.dtype}{data.shape}, {spec}"
+            values[y] = data
+    return [values[y] for y in graph.outputs]
+
+
+def run_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> None:
+    """What a loop means, all its iterations at once; flat(buffer) is a buffer as a flat array."""
+
+    def array(a: Access, sizes: tuple[int, ...]) -> np.ndarray:
+        memory = flat(a.buffer)
+        size = memory.itemsize
+        return np.ndarray(sizes, memory.dtype, memory, a.offset * size, tuple(stride * size for stride in a.strides))
+
+    with np.errstate(all="ignore"):
+        temps: list[Any] = []
+        for step in loop.steps:
+            if step.access is not None:
+                temps.append(array(step.access, loop.sizes))
+                continue
+            args = [temps[x] if isinstance(x, Temp) else x for x in step.args]
+            options = {"dtype": step.dtype} if "cast(" in step.text else {}
+            temps.append(np.asarray(reference.scalar_function(step.text)(*args, **options), dtype=step.dtype))
+        for store in loop.stores:
+            value = np.broadcast_to(temps[store.source], loop.sizes)
+            target = array(store.access, loop.sizes)
+            if store.combine:
+                axes = tuple(i for i, stride in enumerate(store.access.strides) if stride == 0)
+                wide = np.float64 if value.dtype.kind == "f" else value.dtype
+                value = UFUNCS[store.combine].reduce(value, axis=axes, initial=store.identity, dtype=wide, keepdims=True)
+                target = target[(*[slice(0, 1) if i in axes else slice(None) for i in range(len(loop.sizes))], ...)]
+            target[...] = value
+
+
+class Interpreter:
+    """A backend that interprets loops instead of compiling them."""
+
+    run, view, has_kernel, needs_dense, bind_kernel = cpu.run, cpu.view, cpu.has_kernel, cpu.needs_dense, cpu.bind_kernel
+
+    @staticmethod
+    def bind_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> Callable[[], None]:
+        return functools.partial(run_loop, loop, flat)
