@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 import measure
+import numpy as np
 from measure import Contestant
+
 from minidl import dlaccelerate, dlarray, dlfeval, dlgradient, relu, struct
 
 OPS = 100  # calls per piece of work
@@ -175,8 +175,8 @@ def main() -> None:
         times = {name: statistics.median(seconds[c.name]) / pieces * 1e6 for name, c in row.items()}
         lines.append([what, *(f"{times[name]:.2f}" if name in times else "" for name in names)])
     intro = (
-        f"Microseconds per call, median over the rounds, arrays of {LEAF.size} numbers (image: {IMAGE.size}). A cache hit "
-        "runs one addition; its peers are torch.compile and jax.jit of the same function of the same tree."
+        f"Microseconds per call, median over the rounds, arrays of {LEAF.size} numbers (image: {IMAGE.size}). A cache "
+        "hit runs one addition; its peers are torch.compile and jax.jit of the same function of the same tree."
     )
     page = "\n\n".join(["# Overhead of a call", measure.setting(), intro, measure.table(["", *names], lines)])
     measure.publish(page, "overhead", options.write)

@@ -11,7 +11,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-
 from measure import Contestant
 
 Arrays = dict[str, dict[str, np.ndarray]]

@@ -20,6 +20,10 @@ from typing import Any
 import measure
 
 GOALS = {"import": 0.6, "cold": 15.0, "warm": 3.0}  # seconds
+INTRO = """\
+Seconds, warm ones the median of several processes. An accelerated function's first call is recorded and its result
+returned at once; the next call of the same kind compiles the recording. That is step 2, and with the whole step
+accelerated step 3, since step 2 has the solver's averages for the first time."""
 IMPORT = "import time; start = time.perf_counter(); import minidl; print(time.perf_counter() - start)"
 
 
@@ -51,6 +55,14 @@ def steps(is_whole: bool) -> dict[str, float]:
     return seconds
 
 
+def cold_and_warm(way: str, rounds: int) -> dict[str, dict[str, float]]:
+    """What `steps` finds in a process without compiled code, and (the median) in those after it."""
+    with tempfile.TemporaryDirectory() as place:
+        folders = {"MINIDL_CACHE_DIR": f"{place}/minidl", "NUMBA_CACHE_DIR": f"{place}/numba"}
+        cold, *warm = (run([__file__, "--steps", way], **folders) for _ in range(1 + rounds))
+    return {"cold": cold, "warm": {what: statistics.median(one[what] for one in warm) for what in cold}}
+
+
 def main() -> None:
     """Measure and print."""
     parser = measure.parser(__doc__, rounds=3)
@@ -61,29 +73,15 @@ def main() -> None:
         return
 
     run(["-c", IMPORT])  # writes bytecode
-    imports = [run(["-c", IMPORT]) for _ in range(options.rounds)]
-    lines = [["import minidl", f"{statistics.median(imports):.2f}", "", f"{GOALS['import']:.1f}"]]
-    rows: list[list[str]] = []
+    seconds = statistics.median(run(["-c", IMPORT]) for _ in range(options.rounds))
+    rows = []
     for way, title in (("usual", "adamupdate outside"), ("whole", "whole step")):
-        with tempfile.TemporaryDirectory() as place:
-            folders = {"MINIDL_CACHE_DIR": f"{place}/minidl", "NUMBA_CACHE_DIR": f"{place}/numba"}
-            cold = run([__file__, "--steps", way], **folders)
-            warm = [run([__file__, "--steps", way], **folders) for _ in range(options.rounds)]
-        for name, found in (("cold", [cold]), ("warm", warm)):
-            middle = {what: statistics.median(one[what] for one in found) for what in cold}
-            first = middle["step 1"]
-            two = first + middle["step 2"]
-            lines.append([f"first accelerated step, {title}, {name}", f"{first:.2f}", f"{two:.2f}", f"{GOALS[name]:.0f}"])
-            rows.append([f"{title}, {name}", *(f"{middle[what]:.3f}" for what in cold)])
-    intro = (
-        "Seconds, median of the processes. The first step is recorded and its result returned at once; a later one compiles "
-        "the recording (the second; with the whole step the third, since the second has the solver's state for the first "
-        "time)."
-    )
+        for heat, parts in cold_and_warm(way, options.rounds).items():
+            two = parts["step 1"] + parts["step 2"]
+            rows.append([f"{title}, {heat}", *(f"{x:.2f}" for x in (*parts.values(), two)), f"{GOALS[heat]:.0f}"])
     page = "\n\n".join([
-        "# Start", measure.setting(), intro,
-        measure.table(["", "first step", "first and second step", "goal"], lines),
-        measure.table(["part by part", *cold], rows),
+        "# Start", measure.setting(), INTRO, f"`import minidl`: {seconds:.2f} s (goal: {GOALS['import']} s).",
+        measure.table(["", *parts, "steps 1 and 2", "goal"], rows),
     ])  # fmt: skip
     measure.publish(page, "start", options.write)
 

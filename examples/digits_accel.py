@@ -45,6 +45,7 @@ from minidl import (
     mse,
     onehotdecode,
     onehotencode,
+    partition,
     relu,
     reset,
     rng,
@@ -288,7 +289,8 @@ class Progress:
         from tqdm import tqdm
 
         self.bar = tqdm(total=numIterations, desc=name, unit="it", disable=None)
-        self.epoch, self.losses, self.curve, self.start = 1, [], None, time.perf_counter()
+        self.name, self.epoch, self.losses, self.curve = name, 1, [], None
+        self.start = time.perf_counter()
         if plots == "training-progress":
             plt = pyplot()
             self.figure, axes = plt.subplots(num=f"Training Progress ({name})")
@@ -326,7 +328,7 @@ class Progress:
         seconds = time.perf_counter() - self.start
         if self.curve is not None and self.losses:
             self.draw()
-            show(self.figure, f"digits_loss_{self.bar.desc.lower()}")
+            show(self.figure, f"digits_loss_{self.name.lower()}")
         return [float(loss) for loss in self.losses], seconds
 
 
@@ -481,7 +483,7 @@ def main(argv=None):
     numObservations = len(labelsTrain)
     options.iterationsPerEpoch = numObservations // options.batch
     if options.iterationsPerEpoch == 0:
-        raise SystemExit(f"--batch {options.batch} is more than the {numObservations} observations. Give a smaller one.")
+        raise SystemExit(f"--batch {options.batch} is more than the {numObservations} observations. Give a smaller.")
 
     # The test data likewise.
     dsImagesTest = arrayDatastore(imagesTest, IterationDimension=3)
@@ -501,6 +503,7 @@ def main(argv=None):
         PartialMiniBatch="discard",
         OutputEnvironment=options.device,
     )
+    mbqAccelerated = partition(mbq, 1, 0)  # the same queue once more: both trainings shuffle it alike
     gradientsFcn = modelStep if options.whole_step else modelGradients
 
     try:
@@ -516,7 +519,7 @@ def main(argv=None):
         clearCache(accfun)
         rng(options.seed + 1)
         parametersAccelerated, stateAccelerated, results.lossAccelerated, results.elapsedAccelerated = train(
-            "Accelerated", accfun, parametersAccelerated, stateAccelerated, mbq, options
+            "Accelerated", accfun, parametersAccelerated, stateAccelerated, mbqAccelerated, options
         )
     except Stopped as stop:
         name, _, _, losses, seconds = stop.args

@@ -1,88 +1,164 @@
 """dlaccelerate: record a function once per input signature, compile the recording, replay it.
 
-The first call with a new signature runs the function and keeps a tape of it; further calls replay the tape's program
-and run none of the function's Python.
+The first call with a new signature runs the function and keeps a graph of its calls; further calls replay the graph's
+program and run none of the function's Python.
 Source: MathWorks, reference pages "dlaccelerate" and "AcceleratedFunction".
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
+import pickle
+import random
+import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 
 from minidl import backends
+from minidl.core.apply import compute
 from minidl.core.dlarray import DLArray
-from minidl.core.errors import AccelerationWarning, DTypeError, OptionError, TraceWarning, choice
+from minidl.core.errors import AccelerationWarning, DTypeError, OptionError, TraceError, TraceWarning, choice, number
+from minidl.core.labels import describe
 from minidl.core.op import KERNEL, Op, named
 from minidl.core.options import options
-from minidl.core.random import CELLS
-from minidl.core.spec import Value
-from minidl.core.tape import Call, Tape, open_tapes, opened
+from minidl.core.random import CELLS, LOCK, STATE_SPEC, Cell
+from minidl.core.spec import TYPE_NAMES, Value
+from minidl.core.tape import Call, Tape, alone, open_tapes, opened
 from minidl.core.tree import flatten, paths, unflatten
-from minidl.engine.graph import Graph, Id
-from minidl.engine.program import ExactProgram, Program, compile_tape
+from minidl.engine.graph import Graph, Id, from_tape
+from minidl.engine.layout import order_of
+from minidl.engine.program import ExactProgram, Program, compile_graph
+
+
+class Recording:
+    """One run of a function: its tape, the distinct values among its arguments, what it returned."""
+
+    def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
+        self.tape = Tape(everything=True)
+        self.plain = [x for x in leaves if isinstance(x, np.ndarray)]
+        is_nested = bool(open_tapes())
+        fresh: dict[int, DLArray] = {}
+        inside = []
+        for leaf in leaves:
+            if isinstance(leaf, DLArray):
+                value = leaf._value
+                if id(value) not in fresh:  # outer gradient tapes must see where the recorded input comes from
+                    one = named("alias")(DLArray(value)) if is_nested else DLArray(Value(value.spec, value.data))
+                    fresh[id(value)] = DLArray(one._value, leaf._labels)
+                    self.tape.add_root(one._value)
+                leaf = DLArray(fresh[id(value)]._value, leaf._labels)
+            inside.append(leaf)
+        self.arrays = list(fresh.values())
+        self.before = [cell.value for cell in CELLS]
+        for value in self.before:
+            self.tape.add_root(value)
+        host = _host_generators(leaves)
+        args, kwargs = unflatten(structure, inside)
+        try:
+            with opened(self.tape):
+                self.result = function(*args, **kwargs)
+        except BaseException:  # as if it had not been called
+            for cell in self._changed():
+                cell.value = self.before[CELLS.index(cell)]
+            raise
+        self.has_host_draws = host != _host_generators(leaves)
+        self.changed = self._changed()
+        self.outputs, self.structure = flatten(self.result)
+
+    def graph(self) -> Graph:
+        """The calls as a graph: inputs are the arguments and the state cells, outputs the results and changed cells."""
+        inputs = [x._value for x in self.arrays] + self.before
+        outputs = [x._value for x in self.outputs if isinstance(x, DLArray)] + [cell.value for cell in self.changed]
+        graph = from_tape(self.tape, inputs, outputs)
+        for x, data in graph.constants.items():
+            if any(np.may_share_memory(data, array) for array in self.plain):  # the caller may change it, the key stays
+                graph.constants[x] = data.copy()
+        return graph
+
+    def _changed(self) -> list[Cell]:
+        """The state cells that the function has changed (not those that another thread has)."""
+        now = zip(CELLS, self.before)
+        return [cell for cell, value in now if cell.value is not value and self.tape.knows(cell.value)]
+
+    def is_alone(self) -> bool:
+        """Whether no other thread drew random numbers between those that the function drew."""
+        states = [x for call in self.tape.calls for x in call.inputs if isinstance(x, Value) and x.spec == STATE_SPEC]
+        return not states or all(map(self.tape.knows, states + [cell.value for cell in CELLS]))
+
+
+def _host_generators(leaves: list[Any]) -> bytes:
+    """The state of Python's and NumPy's global generators, and of generators among the arguments."""
+    given = [x.bit_generator.state for x in leaves if isinstance(x, np.random.Generator)]
+    given += [x.get_state() for x in leaves if isinstance(x, np.random.RandomState)]
+    return pickle.dumps((random.getstate(), np.random.get_state(), given))
 
 
 class Trace:
-    """One cache entry: what was recorded for a signature, and its program once it has been needed."""
+    """One cache entry: the graph recorded for a signature, and its program once it has been needed."""
 
-    def __init__(
-        self, tape: Tape, inputs: list[Value], outputs: list[Any], structure: Any, name: str, is_exact: bool
-    ) -> None:
-        self.tape: Tape | None = tape
-        self.inputs, self.structure, self.name, self.is_exact = inputs, structure, name, is_exact
-        self.leaves = [x._labels if isinstance(x, DLArray) else _Plain(x) for x in outputs]
-        self.outputs = [x._value for x in outputs if isinstance(x, DLArray)]
-        self.state = [cell.value for cell in CELLS]  # as the recording left it
+    def __init__(self, recording: Recording, name: str, *, is_exact: bool) -> None:
+        self.graph, self.name, self.is_exact, self.hits = recording.graph(), name, is_exact, 0
+        self.structure, self.changed = recording.structure, recording.changed
+        self.leaves = [x._labels if isinstance(x, DLArray) else _Plain(x) for x in recording.outputs]
+        self.labels = [x._labels for x in recording.arrays]
+        self._orders = [order_of(x._value.data) for x in recording.arrays] + [(0,)] * len(CELLS)
         self._program: Program | ExactProgram | None = None
         self._lock = threading.Lock()
-        self.hits = 0
 
     @property
     def program(self) -> Program | ExactProgram:
         """The compiled recording; made at the first replay."""
         with self._lock:
             if self._program is None:
-                assert self.tape is not None
-                self._program = compile_tape(
-                    self.tape, self.inputs, self.outputs + self.state, backends.current(), is_exact=self.is_exact
-                )
-                self.tape, self.inputs, self.outputs, self.state = None, [], [], []  # numbers of the first call
+                self._program = compile_graph(self.graph, self._orders, backends.current(), is_exact=self.is_exact)
             return self._program
 
     def replay(self, inputs: list[Value]) -> Any:
-        """Results for these inputs (the state cells included), as the recorded function returned them."""
+        """Results for these inputs, as the recorded function returned them; state cells change as it changed them."""
         program = self.program
-        arrays = program.run([value.data for value in inputs])
-        specs = program.graph.specs
-        values = [Value(specs[y], data) for y, data in zip(program.graph.outputs, arrays)]
-        count = len(values) - len(CELLS)
-        for cell, value in zip(CELLS, values[count:]):
-            cell.value = value
+        with LOCK if self.changed else contextlib.nullcontext():
+            inputs = inputs + [cell.value for cell in CELLS]
+            arrays = program.run([value.data for value in inputs])
+            specs = program.graph.specs
+            values = [Value(specs[y], data) for y, data in zip(program.graph.outputs, arrays)]
+            for cell, value in zip(self.changed, values[len(values) - len(self.changed) :]):
+                cell.value = value
         tapes = open_tapes()
         if tapes:
             call = Call(_replay_op(self), tuple(inputs), {}, tuple(values))
             for tape in tapes:
                 tape.record(call)
         made = iter(values)
-        return unflatten(
-            self.structure, [x.value if isinstance(x, _Plain) else DLArray(next(made), x) for x in self.leaves]
-        )
+        leaves = [x.value() if isinstance(x, _Plain) else DLArray(next(made), x) for x in self.leaves]
+        return unflatten(self.structure, leaves)
 
     def __str__(self) -> str:
-        return str(self.program)
+        kind = "exact" if self.is_exact else "fast"
+        lines = [f"trace of {self.name} ({kind}), hits: {self.hits}"]
+        outputs = iter(self.graph.outputs)
+        shown = [("argument", x, labels) for x, labels in zip(self.graph.inputs, self.labels)]
+        shown += [("result", next(outputs), labels) for labels in self.leaves if not isinstance(labels, _Plain)]
+        for what, x, labels in shown:
+            spec = self.graph.specs[x]
+            size = describe(spec.shape, labels)
+            lines.append(f"{what:>10} {x}: {size} {TYPE_NAMES.get(spec.dtype, spec.dtype)}, {spec.nbytes:,} bytes")
+        return "\n".join([*lines, "", str(self.program)])
 
 
 class _Plain:
     """An output that is no dlarray: part of the trace."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, kept: Any) -> None:
+        self._kept = kept.copy() if isinstance(kept, np.ndarray) else kept
+
+    def value(self) -> Any:
+        return self._kept.copy() if isinstance(self._kept, np.ndarray) else self._kept
 
 
 def _replay_op(trace: Trace) -> Op:
@@ -108,12 +184,13 @@ class AcceleratedFunction:
     array; value of everything else (NaN equals NaN).
     """
 
-    def __init__(self, function: Callable[..., Any], numerics: str) -> None:
-        self._function, self._numerics = function, numerics
+    def __init__(self, function: Callable[..., Any], numerics: str = "fast", *, is_strict: bool = False) -> None:
+        self._function, self._numerics, self._is_strict = function, numerics, is_strict
         self._enabled, self._cache_size = True, 50
         self._check_mode, self._check_tolerance = "none", 1e-4
-        self._traces: dict[Any, Trace | None] = {}
+        self._traces: dict[Hashable, Trace | None] = {}  # oldest first; None: a call like this cannot be replayed
         self._calls = self._hits = 0
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
         functools.update_wrapper(self, function, updated=())
 
@@ -125,14 +202,12 @@ class AcceleratedFunction:
 
     @property
     def Enabled(self) -> bool:
-        """Whether calls are recorded and replayed; if not, they run the underlying function and leave the cache alone."""
+        """Whether calls are recorded and replayed; if not, they run the underlying function beside the cache."""
         return self._enabled
 
     @Enabled.setter
     def Enabled(self, value: bool) -> None:
-        if value not in (True, False):
-            raise OptionError(f"AcceleratedFunction: Enabled is True or False; got {value!r}.")
-        self._enabled = bool(value)
+        self._enabled = _truth("Enabled", value)
 
     @property
     def CacheSize(self) -> int:
@@ -168,14 +243,22 @@ class AcceleratedFunction:
 
     @property
     def CheckTolerance(self) -> float:
-        """Largest difference that CheckMode 'tolerance' lets pass, relative to the larger of 1 and the number's size."""
+        """Largest difference that CheckMode 'tolerance' lets pass, relative to the larger of 1 and a number's size."""
         return self._check_tolerance
 
     @CheckTolerance.setter
     def CheckTolerance(self, value: float) -> None:
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise OptionError(f"AcceleratedFunction: CheckTolerance is a positive number; got {value!r}.")
-        self._check_tolerance = float(value)
+        is_right = (0.0).__lt__
+        self._check_tolerance = number("AcceleratedFunction", "CheckTolerance", value, "a positive number", is_right)
+
+    @property
+    def Strict(self) -> bool:
+        """Whether a function that cannot be replayed is an error (TraceError) instead of a warning."""
+        return self._is_strict
+
+    @Strict.setter
+    def Strict(self, value: bool) -> None:
+        self._is_strict = _truth("Strict", value)
 
     def __repr__(self) -> str:
         rows = {
@@ -193,8 +276,20 @@ class AcceleratedFunction:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._function, self._numerics, self._enabled, self._cache_size)
+    def __reduce__(self) -> Any:
+        function, name = self._function, getattr(self, "__qualname__", "<locals>")
+        if _named(getattr(self, "__module__", None), name) is self:
+            return name  # a decorated function: its name leads here
+        return _rebuild, (function, self._numerics, self._is_strict, self._settings())
+
+    def __copy__(self) -> AcceleratedFunction:
+        return _rebuild(self._function, self._numerics, self._is_strict, self._settings())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedFunction:
+        return self.__copy__()  # the function travels, traces do not
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("Enabled", "CacheSize", "CheckMode", "CheckTolerance")}
 
     # calling ----------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,80 +305,127 @@ class AcceleratedFunction:
                 trace.hits += 1
         if trace is _MISSING:
             return self._record(key, leaves, structure)
-        if trace is None:  # known to be unfit for replay
+        if trace is None or not self._is_compiled(key, trace):
             return self._function(*args, **kwargs)
-        result = trace.replay(values + [cell.value for cell in CELLS])
+        before = [cell.value for cell in CELLS]
+        result = trace.replay(values)
         if self._check_mode == "tolerance":
-            self._check(result, self._function(*args, **kwargs))
+            self._check(trace, result, before, leaves, structure)
         return result
 
-    def _record(self, key: Any, leaves: list[Any], structure: Any) -> Any:
-        tape = Tape(everything=True)
-        alias = named("alias")
-        is_nested = bool(open_tapes())
-        fresh: dict[int, Value] = {}
-        inside = []
-        for leaf in leaves:
-            if isinstance(leaf, DLArray):
-                value = fresh.get(id(leaf._value))
-                if value is None:  # outer gradient tapes must see where the recorded input comes from
-                    value = alias(DLArray(leaf._value))._value if is_nested else Value(*_parts(leaf._value))
-                    fresh[id(leaf._value)] = value
-                    tape.add_root(value)
-                leaf = DLArray(value, leaf._labels)
-            inside.append(leaf)
-        before = [cell.value for cell in CELLS]
-        for value in before:
-            tape.add_root(value)
-        args, kwargs = unflatten(structure, inside)
-        with opened(tape):
-            result = self._function(*args, **kwargs)
-        outputs, out_structure = flatten(result)
-        if tape.reads:
-            self._warn(tape.reads)
-            trace = None
-        else:
-            name = getattr(self._function, "__name__", "function")
-            inputs = [*fresh.values(), *before]
-            trace = Trace(tape, inputs, outputs, out_structure, name, self._numerics == "exact")
+    def _record(self, key: Hashable, leaves: list[Any], structure: Any) -> Any:
+        try:
+            recording = Recording(self._function, leaves, structure)
+            complaints = self._complaints(recording)
+            if complaints and self._is_strict:
+                raise TraceError(complaints[0])
+        except BaseException:
+            with self._lock:
+                self._calls -= 1  # as if it had not been called
+            raise
+        if recording.tape.reads:
+            self._keep(key, None)
+        elif not recording.has_host_draws and recording.is_alone():
+            self._keep(key, Trace(recording, self._name(), is_exact=self._numerics == "exact"))
+        self._warn(complaints)
+        return recording.result
+
+    def _complaints(self, recording: Recording) -> list[str]:
+        """Why the recorded call cannot be replayed."""
+        found = [
+            f"dlaccelerate: {self._name()} looks at a traced number at {line}; its result is right, but calls like "
+            "this one cannot be replayed. Keep to dlarray operations there, or pass the number as an argument."
+            for line in dict.fromkeys(recording.tape.reads)
+        ]
+        if recording.has_host_draws:
+            found.append(
+                f"dlaccelerate: while {self._name()} ran, Python's or NumPy's random numbers were drawn; the result is "
+                "right, but the call cannot be replayed. Draw with rand(..., like=x) instead, or pass the numbers in."
+            )
+        return found
+
+    def _is_compiled(self, key: Hashable, trace: Trace) -> bool:
+        """Whether the trace has its program; one that cannot be compiled is given up."""
+        try:
+            return trace.program is not None
+        except Exception as error:
+            with self._lock:
+                self._hits -= 1
+                if self._traces.get(key) is trace:
+                    self._traces[key] = None
+            self._warn([
+                f"dlaccelerate: the recording of {self._name()} could not be compiled ({type(error).__name__}: "
+                f"{error}); the function itself runs instead. Please report it; until then Numerics='exact' may help."
+            ])  # fmt: skip
+            return False
+
+    def _keep(self, key: Hashable, trace: Trace | None) -> None:
         with self._lock:
+            self._traces.pop(key, None)  # a new trace goes to the back
             self._traces[key] = trace
             self._evict()
-        return result
 
-    def _warn(self, reads: list[str]) -> None:
-        name = getattr(self._function, "__name__", "function")
-        for line in dict.fromkeys(reads):
-            warnings.warn(
-                f"dlaccelerate: {name} looks at a traced number at {line}; its result is right, but calls like this "
-                "one cannot be replayed. Keep to dlarray operations there, or pass the number as an argument.",
-                TraceWarning,
-                stacklevel=4,
-            )
+    def _name(self) -> str:
+        return getattr(self._function, "__name__", type(self._function).__name__)
 
-    def _check(self, result: Any, expected: Any) -> None:
-        for path, found, wanted in zip(paths(result), flatten(result)[0], flatten(expected)[0]):
-            if isinstance(found, DLArray) and isinstance(wanted, DLArray):
-                a, b = found._value.data, wanted._value.data
-                scale = np.maximum(1.0, np.abs(b))
-                with np.errstate(all="ignore"):
-                    gap = np.where(np.equal(a, b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(np.subtract(
-                        a, b, dtype=np.float64)) / scale)
-                worst = float(np.max(gap, initial=0.0))
-                if not worst <= self._check_tolerance:
-                    warnings.warn(
-                        "Accelerated outputs differ from underlying function outputs: "
-                        f"{path or 'the output'} by up to {worst:.3g} (CheckTolerance {self._check_tolerance:.3g}).",
-                        AccelerationWarning,
-                        stacklevel=4,
-                    )
-                    return
+    def _warn(self, messages: list[str]) -> None:
+        for message in messages:
+            if message not in self._warned:
+                self._warned.add(message)
+                warnings.warn(message, TraceWarning, stacklevel=4)
+
+    # checking ---------------------------------------------------------------------------------------------------
+    def _check(self, trace: Trace, result: Any, before: list[Value], leaves: list[Any], structure: Any) -> None:
+        """Run the underlying function too, from the state before the call, and warn if it returns something else."""
+        after = [cell.value for cell in CELLS]
+        for cell in trace.changed:
+            cell.value = before[CELLS.index(cell)]
+        try:
+            recording = Recording(self._function, leaves, structure)
+        finally:
+            for cell, value in zip(CELLS, after):
+                if cell in trace.changed:
+                    cell.value = value
+        found, structure = flatten(result)
+        gaps = {"The structure": float("inf")}
+        if structure == recording.structure:
+            gaps = {path: _gap(x, y) for path, x, y in zip(paths(result), found, recording.outputs)}
+        for path, gap in gaps.items():
+            if not gap <= self._check_tolerance:
+                why = self._first_difference(trace, recording)
+                warnings.warn(
+                    f"Accelerated outputs differ from underlying function outputs. {path or 'The output'} differs by "
+                    f"up to {gap:.3g} (CheckTolerance {self._check_tolerance:.3g}): {why}.",
+                    AccelerationWarning,
+                    stacklevel=3,
+                )
+                return
+
+    def _first_difference(self, trace: Trace, recording: Recording) -> str:
+        """The first call in which the underlying function departs from the trace, in words."""
+        graph = trace.graph
+        values = {x: Value(graph.specs[x], data) for x, data in graph.constants.items()}
+        values.update(zip(graph.inputs, [x._value for x in recording.arrays] + recording.before))
+        for node, call in itertools.zip_longest(graph.nodes, recording.tape.calls):
+            if node is None or call is None:
+                what, more = ("function", call) if node is None else ("trace", node)
+                return f"only the {what} goes on to {more.op.name} at {more.where}"
+            if node.op is not call.op or node.params != call.params:
+                return f"instead of {node.op.name} ({node.where}) the function has {call.op.name} at {call.where}"
+            read = tuple([values[x] if isinstance(x, Id) else x for x in node.inputs])
+            with alone():
+                made = compute(node.op, read, node.params)
+            values.update(zip(node.outputs, made))
+            if any(not _gap(DLArray(x), DLArray(y)) <= self._check_tolerance for x, y in zip(made, call.outputs)):
+                return f"the first op that differs is {call.op.name} at {call.where}"
+        return "call by call they agree, so it is rounding in the compiled program: Numerics='exact' avoids it"
 
     # cache ------------------------------------------------------------------------------------------------------
     def clearCache(self) -> None:
         """Forget all traces; HitRate and Occupancy start again at 0."""
         with self._lock:
             self._traces.clear()
+            self._warned.clear()
             self._calls = self._hits = 0
 
     def _count(self) -> int:
@@ -308,10 +450,27 @@ class AcceleratedFunction:
 _MISSING: Any = object()
 
 
-def _parts(value: Value) -> tuple[Any, Any]:
-    return value.spec, value.data
+def _truth(name: str, value: Any) -> bool:
+    if isinstance(value, (bool, int, np.bool_)) and value in (0, 1):
+        return bool(value)
+    raise OptionError(f"AcceleratedFunction: {name} is True or False; got {value!r}.")
 
 
+def _gap(found: Any, wanted: Any) -> float:
+    """How far two outputs are apart, relative to the larger of 1 and their size; inf if they are no such pair."""
+    if not isinstance(found, DLArray) or not isinstance(wanted, DLArray):
+        return 0.0 if _plain_key(found) == _plain_key(wanted) else float("inf")
+    if found._value.spec != wanted._value.spec or found._labels != wanted._labels:
+        return float("inf")
+    a, b = found._value.data, wanted._value.data
+    if a.dtype.kind != "f":
+        return 0.0 if np.array_equal(a, b) else float("inf")
+    with np.errstate(all="ignore"):
+        apart = np.abs(a - b) / np.maximum(1.0, np.abs(b))
+    return float(np.max(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, apart), initial=0.0))
+
+
+# the signature --------------------------------------------------------------------------------------------------
 def _signature(leaves: list[Any], structure: Any) -> tuple[Any, list[Value]]:
     """(key, the distinct Values among the leaves in order of appearance)."""
     places: dict[int, int] = {}
@@ -331,17 +490,25 @@ def _signature(leaves: list[Any], structure: Any) -> tuple[Any, list[Value]]:
     return (structure, tuple(parts), is_traced, backends.current().__name__), values
 
 
-def _plain_key(x: Any) -> Any:
-    if isinstance(x, np.generic):
+_PYTHON_TWINS = (np.float64, np.bool_, np.int64, np.str_, np.bytes_)  # behave as float, bool, int, str and bytes do
+
+
+def _plain_key(x: Any) -> Hashable:
+    """What stands for an argument that is no dlarray: its value where it is plain data, otherwise the object itself."""
+    if isinstance(x, np.ndarray) and x.ndim == 0 and type(x) is np.ndarray:
+        x = x[()]
+    if isinstance(x, _PYTHON_TWINS):
         x = x.item()
     if isinstance(x, float):
-        return ("float", "nan") if x != x else ("float", x, str(x)[0] == "-")
-    if isinstance(x, (bool, int, str, bytes)):
-        return type(x).__name__, x
+        return (type(x), "nan") if x != x else (type(x), x, str(x)[0] == "-")
     if isinstance(x, np.ndarray):
         if x.dtype.hasobject:
-            return "array", x.shape, tuple(map(_plain_key, x.reshape(-1).tolist()))
-        return "array", x.shape, x.dtype.str, x.tobytes()
+            return type(x), x.shape, tuple(map(_plain_key, x.reshape(-1).tolist()))
+        return type(x), x.shape, x.dtype, x.tobytes()
+    if isinstance(x, np.generic):
+        return type(x), x.dtype, x.tobytes()
+    if isinstance(x, (set, bytearray)):
+        return type(x), frozenset(map(_plain_key, x)) if isinstance(x, set) else bytes(x)
     try:
         hash(x)
         return type(x), x
@@ -362,19 +529,31 @@ class _ById:
         return isinstance(other, _ById) and other.x is self.x
 
 
-def _rebuild(function: Callable[..., Any], numerics: str, enabled: bool, cache_size: int) -> AcceleratedFunction:
-    accfun = AcceleratedFunction(function, numerics)
-    accfun.Enabled, accfun.CacheSize = enabled, cache_size
+def _named(module: Any, qualified_name: str) -> Any:
+    """What stands under that name in a module; None if nothing does."""
+    found = sys.modules.get(module)
+    for name in qualified_name.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _rebuild(
+    function: Callable[..., Any], numerics: str, is_strict: bool, settings: dict[str, Any]
+) -> AcceleratedFunction:
+    accfun = AcceleratedFunction(function, numerics, is_strict=is_strict)
+    for name, value in settings.items():
+        setattr(accfun, name, value)
     return accfun
 
 
 @options
-def dlaccelerate(fun: Callable[..., Any], *, Numerics: str = "fast") -> AcceleratedFunction:
+def dlaccelerate(fun: Callable[..., Any], *, Numerics: str = "fast", Strict: bool = False) -> AcceleratedFunction:
     """Accelerate a function of dlarrays: record it once per kind of input, then replay the recording.
 
     fun      : function, or AcceleratedFunction (then a new one around the same function)
     Numerics : "fast" (loops fused and compiled; results equal up to rounding) or "exact" (the same kernels in the
                same order; results equal bit for bit)
+    Strict   : raise TraceError where otherwise a TraceWarning says that a call cannot be replayed
     Returns an AcceleratedFunction, called like fun, also inside dlfeval. Also a decorator: `@dlaccelerate`.
     A call whose Python looks at traced numbers (`if x > 0`, `float(x)`) gives the right result, is not kept, and
     warns with the line.
@@ -392,7 +571,8 @@ def dlaccelerate(fun: Callable[..., Any], *, Numerics: str = "fast") -> Accelera
         fun = fun.Function
     if not callable(fun):
         raise DTypeError(f"dlaccelerate: a function is wanted; got {type(fun).__name__}.")
-    return AcceleratedFunction(fun, choice("dlaccelerate", "Numerics", Numerics, ["fast", "exact"]))
+    numerics = choice("dlaccelerate", "Numerics", Numerics, ["fast", "exact"])
+    return AcceleratedFunction(fun, numerics, is_strict=_truth("Strict", Strict))
 
 
 def clearCache(accfun: AcceleratedFunction) -> None:

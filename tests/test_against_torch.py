@@ -1,6 +1,7 @@
 """The digits example beside PyTorch, in double precision: from the same weights and batches the same losses.
 
-PyTorch has no Adam with MATLAB's place of epsilon and no moving average of population variances: both stand here by hand.
+PyTorch has neither Adam with MATLAB's place of epsilon nor moving averages of population variances: they stand here by
+hand.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ class TorchNet:
                 p = p.reshape(-1)
             return torch.tensor(p.copy())
 
-        self.p = {(a, b): tensor(a, b, x).requires_grad_(True) for a, layer in parameters.items() for b, x in layer.items()}
+        self.p = {(a, b): tensor(a, b, x) for a, layer in parameters.items() for b, x in layer.items()}
         self.s = {(a, b): tensor(a, b, x) for a, layer in state.items() for b, x in layer.items()}
+        for p in self.p.values():
+            p.requires_grad_(True)
         self.m = {name: torch.zeros_like(p) for name, p in self.p.items()}
         self.v = {name: torch.zeros_like(p) for name, p in self.p.items()}
 

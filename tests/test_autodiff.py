@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+import minidl as m
 from minidl import (
     DLArray,
     DTypeError,
@@ -131,6 +132,19 @@ def test_assignment_does_not_change_what_was_computed_before():
         return y + z * x
 
     np.testing.assert_allclose(gradient(fun, dlarray(X)), [[3 * 1, -4 + 3 * 4, 1 + 3 * 0.25]])
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: +x, lambda x: x**1, lambda x: x[...], lambda x: x[:], m.real, m.gather, m.double, m.stripdims, m.squeeze,
+    lambda x: x.astype("double"), lambda x: m.permute(x, 0, 1), lambda x: m.rot90(x, 0), lambda x: m.reshape(x, 2, 2),
+    lambda x: m.repmat(x, 1), lambda x: m.circshift(x, 0), lambda x: m.cat(0, x), np.positive, np.squeeze, m.dlarray,
+    lambda x: m.where(True, x, 0), lambda x: x.copy(), lambda x: m.shiftdim(x, 0), lambda x: np.transpose(x, (0, 1)),
+])  # fmt: skip
+def test_assignment_to_a_result_leaves_the_argument_alone(function):
+    x = dlarray(np.ones((2, 2)))
+    y = function(x)
+    y[0, 0] = 5.0
+    assert x[0, 0].item() == 1 and y[0, 0].item() == 5
 
 
 # trees ------------------------------------------------------------------------------------------------------------

@@ -157,7 +157,8 @@ TRAINING = [
      lambda s: m.adamupdate(s.params, m.struct(fc=m.struct(W=s.x)), None, None, 1)),
     ("adamupdate with another size", ShapeError, r"fc\.b",
      lambda s: m.adamupdate(s.params, m.struct(fc=m.struct(W=s.x, b=s.x)), None, None, 1)),
-    ("adamupdate with another type", DTypeError, "single", lambda s: m.adamupdate(s.x, s.x.astype("single"), [], [], 1)),
+    ("adamupdate with another type", DTypeError, "single",
+     lambda s: m.adamupdate(s.x, s.x.astype("single"), [], [], 1)),
     ("adamupdate without gradients", ShapeError, "dlgradient", lambda s: m.adamupdate(s.params, None, None, None, 1)),
     ("adamupdate with a decay of 1", OptionError, r"\[0, 1\)",
      lambda s: m.adamupdate(s.x, s.x, None, None, 1, gradDecay=1)),
@@ -202,9 +203,11 @@ DATA = [
     ("queue with a wrong format", LabelError, "label", lambda s: m.minibatchqueue(s.ds, MiniBatchFormat="BX")),
     ("queue with a wrong type", OptionError, "single", lambda s: m.minibatchqueue(s.ds, OutputCast="int7")),
     ("queue with a wrong rest", OptionError, "discard", lambda s: m.minibatchqueue(s.ds, PartialMiniBatch="drop")),
-    ("onehotencode of another class", LabelError, "c", lambda s: m.onehotencode(["c"], 1, ClassNames=["a", "b"])),
+    ("onehotencode of a class twice", OptionError, "different",
+     lambda s: m.onehotencode(["a"], 1, ClassNames=["a", "a"])),
     ("onehotencode without classes", OptionError, "ClassNames", lambda s: m.onehotencode(["a", "b"], 1)),
-    ("onehotencode without a dimension", ShapeError, "featureDim", lambda s: m.onehotencode(["a", "b"], -1, ClassNames=["a", "b"])),
+    ("onehotencode without a dimension", ShapeError, "featureDim",
+     lambda s: m.onehotencode(["a", "b"], -1, ClassNames=["a", "b"])),
     ("onehotdecode with other classes", ShapeError, "classes", lambda s: m.onehotdecode(s.array, ["a"], 0)),
     ("digits from nowhere", DataError, "nowhere", lambda s: m.digitTrain4DArrayData(Path="/nowhere")),
     ("digits from another source", OptionError, "handwritten", lambda s: m.digitTrain4DArrayData(Source="drawn")),
@@ -215,7 +218,7 @@ TABLE = {row[0]: row[1:] for row in [*CREATION, *LABELS, *SHAPES, *DERIVATIVES, 
 def state_of(s: m.struct) -> list:
     """Everything that a wrong call must leave alone."""
     leaves = {name: s[name] for name in ("x", "cb", "image", "w", "b", "array")} | s.params.fc
-    arrays = [(name, getattr(x, "dims", str)(), np.asarray(x).dtype.str, np.asarray(x).tobytes()) for name, x in leaves.items()]
+    arrays = [(name, getattr(x, "dims", str)(), str(x.dtype), np.asarray(x).tobytes()) for name, x in leaves.items()]
     settings = [s.acc.Enabled, s.acc.CacheSize, s.acc.CheckMode, s.acc.CheckTolerance, s.acc.HitRate]
     return [arrays, list(s), list(s.params), m.rng(), settings, list(open_tapes())]
 
@@ -235,7 +238,7 @@ def test_wrong_call(name):
     assert isinstance(caught.value, m.MinidlError), f"{type(caught.value).__name__} is no error of minidl's"
     message = str(caught.value.args[0])
     assert re.search(word, message), message
-    assert re.match(r"[\w.@\[\]]+.*?: .+[.?)\]]$", message, re.DOTALL), f"who, what was expected, what came, remedy: {message}"
+    assert re.match(r"[\w.@\[\]]+.*?: .+[.?)\]]$", message, re.DOTALL), f"who, what is wrong, remedy: {message}"
     assert state_of(s) == before
 
 

@@ -171,7 +171,7 @@ def test_wrong_options_are_explained(example, capsys, argv, said):
 
 
 def test_a_batch_larger_than_the_data_is_refused(example):
-    with pytest.raises(SystemExit, match="--batch 400 is more than the 330 observations. Give a smaller one."):
+    with pytest.raises(SystemExit, match="--batch 400 is more than the 330 observations. Give a smaller."):
         example.main(["--batch", "400"])
 
 

@@ -82,7 +82,7 @@ def _normalize(start, stop, y, x, mu, var, offset, scale, epsilon):
             save((load(x, place, count) - mean) * factor + shift, y, place, count)
 
 
-def batchnorm_scratch(
+def batchnorm_train_scratch(
     y: Numbers,
     mu: Numbers,
     var: Numbers,
@@ -93,11 +93,11 @@ def batchnorm_scratch(
     dtype: DTypeLike,
     epsilon: float,
 ) -> Scratch:
-    """Scratch of `batchnorm` for arrays of these shapes: ((shape, dtype), ...)."""
+    """Scratch of `batchnorm_train` for arrays of these shapes: ((shape, dtype), ...)."""
     return (((_chunks(x)[1], 2, x[1]), dtype),)
 
 
-def batchnorm(
+def batchnorm_train(
     y: Array,
     mu: Array,
     var: Array,

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from numba import boolean, cfunc, float32, float64, int64, njit, types
+from numba import boolean, cfunc, float32, float64, int64, njit, types, uint8
 from numba.extending import intrinsic
 
 inf, nan = math.inf, math.nan
@@ -68,19 +68,19 @@ def round_half_away(x):
 @njit
 def logical_and(a, b):
     """Both."""
-    return a and b
+    return bool(a) and bool(b)
 
 
 @njit
 def logical_or(a, b):
     """One of the two, or both."""
-    return a or b
+    return bool(a) or bool(b)
 
 
 @njit
 def logical_xor(a, b):
     """One of the two, not both."""
-    return a != b
+    return bool(a) != bool(b)
 
 
 @njit
@@ -102,7 +102,7 @@ def _at(dtype):
     return at
 
 
-float32_at, float64_at, boolean_at, int64_at = _at(float32), _at(float64), _at(boolean), _at(int64)
+float32_at, float64_at, boolean_at, int64_at = _at(float32), _at(float64), _at(uint8), _at(int64)
 _loop_type = types.void(types.int64, types.int64, types.CPointer(types.int64))
 
 

@@ -31,7 +31,7 @@ def _softmax(start, stop, y, x):
             y[row, c] /= total
 
 
-def softmax(y: np.ndarray, x: np.ndarray) -> None:
+def softmax_last(y: np.ndarray, x: np.ndarray) -> None:
     """y[n, c] = exp(x[n, c]) / sum over c of exp(x[n, c])."""
     if x.size:
         parallel_for(_softmax, len(x), 1 + _GRAIN // x.shape[1], y, x)
@@ -48,7 +48,7 @@ def _softmax_grad(start, stop, dx, g, y):
             dx[row, c] = y[row, c] * (g[row, c] - total)
 
 
-def softmax_grad(dx: np.ndarray, g: np.ndarray, y: np.ndarray) -> None:
+def softmax_last_grad(dx: np.ndarray, g: np.ndarray, y: np.ndarray) -> None:
     """dx[n, c] = y[n, c] * (g[n, c] - sum over c of g[n, c] * y[n, c]), with y = softmax(x)."""
     if y.size:
         parallel_for(_softmax_grad, len(y), 1 + _GRAIN // y.shape[1], dx, g, y)

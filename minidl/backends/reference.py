@@ -146,7 +146,7 @@ def _reorder(x: Array, *, order: tuple[int, ...]) -> Array:
 
 
 def _crop(x: Array, *, slices: tuple[tuple[int, int, int], ...]) -> Array:
-    return x[as_slices(slices)]
+    return x[as_slices(slices) + (...,)]  # with the dots a scalar stays an array
 
 
 def _alias(x: Array) -> Array:

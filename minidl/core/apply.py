@@ -111,6 +111,8 @@ def _expand(op: Op, operands: list[Any]) -> tuple[list[Any], str]:
     for x in operands:
         if isinstance(x, handles.DLArray):
             dim = next(where)
+            if len(dim) < len(x._value.spec.shape):  # its last dimensions, of size 1, are not there in the result
+                x = _op("view_as")(x, shape=x._value.spec.shape[: len(dim)])
             if x._value.spec.shape != shape:
                 x = broadcast(x, shape=shape, dims=dim)
         expanded.append(x)

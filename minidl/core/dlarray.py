@@ -410,7 +410,7 @@ def numbers(x: DLArray) -> np.ndarray:
 
 def check_data(who: str, X: Any) -> np.ndarray:
     """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
-    is_plain = isinstance(X, (bool, int, float, list, tuple))
+    is_plain = isinstance(X, (bool, int, float, list, tuple, range))
     try:
         data = np.asarray(X)
     except (ValueError, TypeError) as error:

@@ -65,6 +65,7 @@ def match(
 ) -> tuple[tuple[int, ...], str, tuple[tuple[int, ...], ...]]:
     """Implicit expansion: (result shape, result labels, for each operand the result dimension of each of its own).
 
+    Last dimensions of size 1 that the result drops (labelled U, after the second) are left out for the operands too.
     Both formatted: labels are matched. One formatted: positions are matched from the first dimension on. None
     formatted: NumPy's rule, from the last dimension on (the same thing where the operands have equal rank).
     """
@@ -95,7 +96,10 @@ def match(
                         + ". Every pair of sizes must be equal or have a 1."
                     )
                 result[dim] = size
-    return tuple(result), labels, dims
+    while len(result) > 2 and labels.endswith("U") and result[-1] == 1:
+        result.pop()
+        labels = labels[:-1]
+    return tuple(result), labels, tuple(tuple(dim for dim in where if dim < len(result)) for where in dims)
 
 
 def _only_ones_beyond(shapes: tuple[tuple[int, ...], ...], formats: tuple[str, ...], rank: int) -> bool:

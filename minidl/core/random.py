@@ -6,12 +6,13 @@ same ones that plain calls would have drawn.
 
 from __future__ import annotations
 
-from typing import Any
+import threading
 
 import numpy as np
 
 from minidl.core.errors import OptionError
 from minidl.core.spec import Spec, Value
+from minidl.core.tape import note_read
 
 STATE_SPEC = Spec((2,), np.dtype(np.uint64))
 
@@ -29,6 +30,7 @@ def _state(seed: int, draws: int = 0) -> Value:
 
 GENERATOR = Cell("rng", _state(0))
 CELLS = [GENERATOR]
+LOCK = threading.RLock()  # held from taking a cell's content until it is replaced: threads never draw the same numbers
 
 
 def rng(seed: int | str | dict[str, int] | None = None) -> dict[str, int]:
@@ -39,6 +41,7 @@ def rng(seed: int | str | dict[str, int] | None = None) -> dict[str, int]:
     >>> before = rng(7)
     >>> _ = rng(before)
     """
+    note_read(GENERATOR.value)
     data = GENERATOR.value.data
     before = {"Seed": int(data[0]), "Draws": int(data[1])}
     if isinstance(seed, dict) and seed.keys() == before.keys():
@@ -64,8 +67,10 @@ def advanced(state: np.ndarray) -> np.ndarray:
 
 def host_generator() -> np.random.Generator:
     """A generator for work outside of tapes (initial weights, shuffling); counts as one draw."""
-    state = GENERATOR.value.data
-    GENERATOR.value = Value(STATE_SPEC, advanced(state))
+    with LOCK:
+        note_read(GENERATOR.value)  # what the host draws, no replay can draw anew
+        state = GENERATOR.value.data
+        GENERATOR.value = Value(STATE_SPEC, advanced(state))
     return generator_of(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from minidl.core.spec import Value
 
-_HOUSE = str(Path(__file__).resolve().parents[1])
+_HOUSE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 class Call:

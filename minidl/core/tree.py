@@ -109,7 +109,7 @@ def paths(tree: Any, path: str = "") -> list[str]:
         items = [(f"{path}.{name}" if path else str(name), x) for name, x in tree.items()]
     elif type(tree) is list or isinstance(tree, tuple):
         names = getattr(tree, "_fields", None)
-        items = [(f"{path}.{names[i]}" if names else f"{path}[{i}]", x) for i, x in enumerate(tree)]
+        items = [(f"{path}.{names[i]}".lstrip(".") if names else f"{path}[{i}]", x) for i, x in enumerate(tree)]
     elif tree is None:
         return []
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):

@@ -497,6 +497,7 @@ def partition(source: Source, n: int, i: int) -> Any:
 def read(ds: Datastore) -> Any: ...
 @overload
 def read(ds: Datastore, *, nargout: Literal[2]) -> tuple[Any, Any]: ...
+@options
 def read(ds: Datastore, *, nargout: Literal[1, 2] = 1) -> Any:
     """The next ReadSize observations of a datastore, or what is left of them; with nargout=2 also information on them.
 

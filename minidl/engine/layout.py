@@ -87,8 +87,8 @@ def choose_layout(
         nodes.append(Node(copy, (x,), {}, (y,)))
         return y
 
-    for x, order in zip(graph.inputs, input_orders):
-        place(x, order)
+    for x, input_order in zip(graph.inputs, input_orders):
+        place(x, input_order)
     for x, data in graph.constants.items():
         memory[x], access[x] = _constant(x, data)
     for node in graph.nodes:
@@ -107,7 +107,7 @@ def choose_layout(
                 for x in dict.fromkeys(node.reads):
                     if not _is_c_order(graph.specs[x], access[x]):
                         node = node.renamed({x: copied(x)})
-            order: Sequence[int] | None = None
+            order = None
         else:
             order = _largest_order(graph, access, node)
         nodes.append(node)
@@ -117,11 +117,11 @@ def choose_layout(
 
 
 def _constant(x: Id, data: np.ndarray) -> tuple[np.ndarray, Access]:
-    """Flat memory and access of a constant: its own memory if it has no gaps; what a stride of 0 repeats lies there once."""
+    """Flat memory of a constant (its own, if without gaps) and its access; what a stride of 0 repeats is there once."""
     is_repeated = [stride == 0 for stride in data.strides]
-    once = data[(*[slice(1) if repeated else slice(None) for repeated in is_repeated], ...)]
+    once = data[tuple([slice(1) if repeated else slice(None) for repeated in is_repeated]) + (...,)]
     order = order_of(once)
-    flat = np.require(once.transpose(order).reshape(-1), requirements=["A", "W"])  # kernels know no other arrays
+    flat = np.require(once.transpose(order).reshape(-1), requirements=["C", "A", "W"])  # kernels know no other arrays
     strides = dense(once.shape, order)
     return flat, Access(x, 0, tuple([0 if repeated else s for repeated, s in zip(is_repeated, strides)]))
 

@@ -58,7 +58,7 @@ def _meaning(node: Node) -> Hashable:
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """What depends on constants alone is computed now; uniform constants become literals of the MAP ops that read them."""
+    """What depends on constants alone is computed now; uniform ones become literals of the MAP ops that read them."""
     constants = dict(graph.constants)
     kept = []
     for node in graph.nodes:
@@ -99,14 +99,16 @@ def _with_literals(graph: Graph, node: Node, uniform: dict[Id, Any]) -> Node:
 def _unchanged(graph: Graph, node: Node) -> Id | None:
     """The operand that the node merely repeats, as in x * 1."""
     for literal, other, neutral in zip(node.inputs, reversed(node.inputs), node.op.neutral):
-        is_neutral = neutral is not None and not isinstance(literal, Id) and literal == neutral
-        if is_neutral and isinstance(other, Id) and math.copysign(1, literal) == math.copysign(1, neutral):
-            return other if graph.specs[other] == graph.specs[node.outputs[0]] else None
+        if neutral is None or isinstance(literal, Id) or not isinstance(other, Id) or literal != neutral:
+            continue
+        is_exact = math.copysign(1, literal) == math.copysign(1, neutral)  # -0.0 - -0.0 is 0.0
+        if is_exact and graph.specs[other] == graph.specs[node.outputs[0]]:
+            return other
     return None
 
 
 def _distinct(data: np.ndarray) -> np.ndarray:
-    return data[(*[slice(None) if stride else slice(1) for stride in data.strides], ...)]
+    return data[tuple([slice(None) if stride else slice(1) for stride in data.strides]) + (...,)]
 
 
 def _uniform(data: np.ndarray) -> float | None:
@@ -119,15 +121,15 @@ def _uniform(data: np.ndarray) -> float | None:
     return float(first) if same else None
 
 
-def expand(has_kernel: Callable[[Op], bool], *, is_fusing: bool = True) -> Callable[[Graph], Graph]:
+def expand(has_kernel: Callable[[Op], bool]) -> Callable[[Graph], Graph]:
     """The pass that puts an op's body in the place of the op.
 
-    Done where the backend has no kernel and, if loops are fused, where the body is nothing but MAP, REDUCE and VIEW:
-    such a body fuses with its neighbours, which beats a kernel of its own.
+    Done where the backend has no kernel and where the body is nothing but MAP, REDUCE and VIEW: such a body fuses with
+    its neighbours, which beats a kernel of its own.
     """
 
     def is_kept(graph: Graph, node: Node) -> bool:
-        return has_kernel(node.op) and not (is_fusing and _is_loops_alone(graph, node))
+        return has_kernel(node.op) and not _is_loops_alone(graph, node)
 
     def run(graph: Graph) -> Graph:
         graph = graph.with_nodes(graph.nodes)
@@ -160,9 +162,9 @@ def _splice(
                 graph.constants[numbers[id(value)]] = value.data
         read = tuple([numbers[id(x)] if isinstance(x, Value) else x for x in call.inputs])
         made = []
-        for y in call.outputs:
-            numbers[id(y)] = graph.new(y.spec)
-            made.append(numbers[id(y)])
+        for value in call.outputs:
+            numbers[id(value)] = graph.new(value.spec)
+            made.append(numbers[id(value)])
         _splice(graph, Node(call.op, read, call.params, tuple(made), node.where).renamed(names), is_kept, kept, names)
     for y, value in zip(node.outputs, results):
         name = numbers[id(value)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from minidl.core.op import Op
+from minidl.core.apply import compute
 from minidl.core.spec import Value
-from minidl.core.tape import Tape
-from minidl.engine.fuse import Schedule, schedule
+from minidl.core.tape import Tape, alone
+from minidl.engine.fuse import schedule
 from minidl.engine.graph import Graph, Id, from_tape
 from minidl.engine.layout import choose_layout, order_of
 from minidl.engine.loops import Loop
@@ -74,23 +74,26 @@ class Program:
 class ExactProgram:
     """The recorded calls once more: same kernels, same order, same bits. Only Python's part is left out."""
 
-    def __init__(self, graph: Graph, backend: Any) -> None:
-        self.graph, self._backend = graph, backend
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        kept = set(graph.outputs)
+        last_reader = {x: i for i, node in enumerate(graph.nodes) for x in node.reads if x not in kept}
+        self._done: list[list[Id]] = [[] for _ in graph.nodes]  # what no later node reads
+        for x, i in last_reader.items():
+            self._done[i].append(x)
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results for these inputs, as arrays of their own."""
-        graph, run = self.graph, self._backend.run
-        values: list[Any] = [None] * len(graph.specs)
-        for x, data in zip(graph.inputs, arrays):
-            values[x] = data
-        for x, data in graph.constants.items():
-            values[x] = data
-        for node in graph.nodes:
-            read = [values[x] if isinstance(x, Id) else x for x in node.inputs]
-            made = run(node.op, tuple([graph.specs[y] for y in node.outputs]), read, node.params)
-            for y, data in zip(node.outputs, made):
-                values[y] = data
-        return [values[y] for y in graph.outputs]
+        graph = self.graph
+        known = {**dict(zip(graph.inputs, arrays)), **graph.constants}
+        values = {x: Value(graph.specs[x], data) for x, data in known.items()}
+        with alone():
+            for node, done in zip(graph.nodes, self._done):
+                read = tuple([values[x] if isinstance(x, Id) else x for x in node.inputs])
+                values.update(zip(node.outputs, compute(node.op, read, node.params)))
+                for x in done:
+                    del values[x]
+        return [values[y].data.copy("K") for y in graph.outputs]
 
     def __str__(self) -> str:
         return str(self.graph)
@@ -100,19 +103,16 @@ def compile_tape(
     tape: Tape, inputs: list[Value], outputs: list[Value], backend: Any, *, is_exact: bool = False
 ) -> Program | ExactProgram:
     """From a recording to a program: Tape -> Graph -> passes -> Layout -> Schedule -> Plan -> Program."""
-    graph = from_tape(tape, inputs, outputs)
-    has_kernel: Callable[[Op], bool] = backend.has_kernel
-    if is_exact:
-        return ExactProgram(_exact(graph, has_kernel), backend)
-    graph = simplify(expand(has_kernel)(simplify(graph)))
-    return Program(graph, plan_memory(_scheduled(graph, inputs, backend)), backend)
-
-
-def _scheduled(graph: Graph, inputs: list[Value], backend: Any) -> Schedule:
     orders = [order_of(value.data) for value in inputs]
-    return schedule(choose_layout(graph, orders, backend.needs_dense, backend.view))
+    return compile_graph(from_tape(tape, inputs, outputs), orders, backend, is_exact=is_exact)
 
 
-def _exact(graph: Graph, has_kernel: Callable[[Op], bool]) -> Graph:
-    return drop_unused(expand(has_kernel, is_fusing=False)(drop_unused(graph)))
-
+def compile_graph(
+    graph: Graph, input_orders: Sequence[Sequence[int]], backend: Any, *, is_exact: bool = False
+) -> Program | ExactProgram:
+    """From a graph to a program. A backend that binds no loops (the reference) computes call by call."""
+    if is_exact or not hasattr(backend, "bind_loop"):
+        return ExactProgram(drop_unused(graph))
+    graph = simplify(expand(backend.has_kernel)(simplify(graph)))
+    layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view)
+    return Program(graph, plan_memory(schedule(layout)), backend)

@@ -15,8 +15,8 @@ Dim: TypeAlias = "int | str | list[int] | tuple[int, ...] | np.ndarray | None"
 
 
 def array(x: Operand) -> DLArray:
-    """x itself if it is a dlarray, otherwise x wrapped as one."""
-    return x if type(x) is DLArray else dlarray(x)
+    """x as a dlarray of its own: what a function returns must not change when its argument is assigned to later."""
+    return DLArray(x._value, x._labels) if type(x) is DLArray else dlarray(x)
 
 
 def axes_of(who: str, dim: Dim, shape: tuple[int, ...], labels: str) -> tuple[int, ...]:

@@ -138,8 +138,9 @@ def _random(who: str, size: tuple[Any, ...], like: Any, law: str) -> Any:
         raise DTypeError(f'{who}: random numbers are single or double; logical ones were asked for. Use rand(n) < 0.5.')
     if isinstance(like, DLArray):
         cell = generator.GENERATOR
-        y, new = random(DLArray(cell.value), shape=shape, dtype=dtype.name, law=law)
-        cell.value = new._value
+        with generator.LOCK:
+            y, new = random(DLArray(cell.value), shape=shape, dtype=dtype.name, law=law)
+            cell.value = new._value
         return _like(y, like)
     host = generator.host_generator()
     return (host.random if law == "uniform" else host.standard_normal)(shape, dtype=dtype)
@@ -149,7 +150,8 @@ def _random(who: str, size: tuple[Any, ...], like: Any, law: str) -> Any:
 def rand(*size: Any, like: Any = None) -> Any:
     """Random numbers, uniform in [0, 1), from the generator that `rng` seeds. See `zeros` for sizes, types and `like`.
 
-    Like a dlarray they are drawn anew on each replay of an accelerated function; plain ones are constants there.
+    Like a dlarray they are drawn anew on each replay of an accelerated function; a function that draws plain ones is
+    not replayed.
 
     >>> x = rand(2, 3)
     >>> x.shape, bool((x < 1).all())

@@ -85,7 +85,7 @@ def uplus(x: Operand) -> DLArray:
     >>> uplus(dlarray(4.0)).item()
     4.0
     """
-    return x if isinstance(x, DLArray) else dlarray(x)
+    return dlarray(x)  # a handle of its own: assigning to it leaves x alone
 
 
 @public
@@ -134,7 +134,7 @@ def power(a: Operand, b: Operand) -> DLArray:
         if b == 2:
             return square(a)
         if b == 1:
-            return a if a.dtype.kind == "f" else a + 0
+            return uplus(a) if a.dtype.kind == "f" else a + 0
         if b == 0.5:
             return sqrt(a)
         if b == -1:

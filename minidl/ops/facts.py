@@ -128,6 +128,10 @@ def stripdims(X: Operand, fmt: str | None = None) -> DLArray:
           have become dimensions of size 1. By default the dimensions stay in stored order.
     Raises LabelError if a label of X is missing in `fmt`.
     Source: MathWorks, reference page "stripdims".
+
+    >>> X = dlarray([[1.0, 2.0, 3.0]], "BC")  # stored as C x B
+    >>> stripdims(X).shape, stripdims(X, "BC").shape
+    ((3, 1), (1, 3))
     """
     x = array(X)
     labels = x._labels
@@ -171,11 +175,15 @@ def gather(X: Any) -> Any:
     >>> gather(array(2.0)).item()
     2.0
     """
-    return X
+    return array(X) if isinstance(X, DLArray) else X
 
 
 def gpuArray(X: Any) -> Any:
-    """X on the GPU. This version of minidl computes on the CPU alone, so this is always an error."""
+    """X on the GPU. This version of minidl computes on the CPU alone, so this is always an error.
+
+    >>> X = array([1.0, 2.0])
+    >>> X = gpuArray(X) if canUseGPU() else X
+    """
     raise DeviceError(
         "gpuArray: no GPU can be used: this version of minidl computes on the CPU alone. Leave gpuArray out; "
         'or ask first: if canUseGPU(): X = gpuArray(X).'
@@ -274,7 +282,7 @@ def cast(X: Any, type: Any) -> Any:
             raise DTypeError(f"{TYPE_NAMES[dtype]}: real numbers are wanted; got {data.dtype}. Encode them first.")
         return data.astype(dtype, copy=False)
     if X.dtype == dtype:
-        return X
+        return array(X)
     return DLArray(cast_op(X, dtype=dtype.name)._value, X._labels)
 
 

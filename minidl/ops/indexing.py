@@ -408,6 +408,7 @@ def _fitted(v: Operand, shape: tuple[int, ...], x: DLArray, is_labelled: bool) -
     v = _typed(v, x)
     if not isinstance(v, DLArray):
         return v
+    v = _without_columns(v, x._labels) if is_labelled else v
     old, labels = v._value.spec.shape, v._labels
     if old == shape and (labels in ("", x._labels) or not is_labelled):
         return v
@@ -433,3 +434,11 @@ def _fitted(v: Operand, shape: tuple[int, ...], x: DLArray, is_labelled: bool) -
             f"{describe(shape, x._labels if is_labelled else '')}. Every size must be equal or 1."
         )
     return DLArray(v._value) if old == shape else broadcast(v, shape=shape, dims=dims)
+
+
+def _without_columns(v: DLArray, labels: str) -> DLArray:
+    """v without the U of size 1 that makes a vector a column, where X has no such label."""
+    own, shape = v._labels, v._value.spec.shape
+    while own.endswith("U") and shape[-1] == 1 and own.count("U") > labels.count("U"):
+        own, shape = own[:-1], shape[:-1]
+    return v if own == v._labels else DLArray(view_as(v, shape=shape)._value, own)

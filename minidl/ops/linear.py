@@ -112,6 +112,8 @@ def mtimes(A: Operand, B: Operand) -> DLArray:
     ([[11.0]], [[2.0, 4.0]])
     """
     a, b = array(A), array(B)
+    if _is_scalar(a) and _is_scalar(b):
+        return times(a, b)
     if _is_scalar(a) or _is_scalar(b):
         return times(*[view_as(x, shape=()) if x.ndim and _is_scalar(x) else x for x in (a, b)])
     _unlabelled("mtimes", a, b)

@@ -62,7 +62,7 @@ UFUNCS: dict[Any, Callable[..., Any]] = {
     np.greater_equal: e.ge, np.logical_and: e.and_, np.logical_or: e.or_, np.logical_xor: e.xor,
     np.logical_not: e.not_, np.bitwise_and: _logical(e.and_), np.bitwise_or: _logical(e.or_),
     np.bitwise_xor: _logical(e.xor), np.invert: _logical(e.not_), np.isnan: e.isnan, np.isinf: e.isinf,
-    np.isfinite: e.isfinite, np.matmul: linear.matmul_, np.spacing: e.eps,
+    np.isfinite: e.isfinite, np.matmul: linear.matmul_,
 }  # fmt: skip
 
 

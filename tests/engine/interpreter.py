@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import cpu, reference
+from minidl.core.apply import compute
 from minidl.core.loop import Access, Loop, Temp
+from minidl.core.spec import Spec, Value
+from minidl.core.tape import alone
 from minidl.engine.graph import Graph, Id
 
 UFUNCS = {
@@ -19,18 +22,17 @@ UFUNCS = {
 
 
 def run_graph(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Outputs of a graph: each node by the reference backend, or by its body."""
-    values: dict[Id, Any] = {**dict(zip(graph.inputs, arrays)), **graph.constants}
-    for node in graph.nodes:
-        specs = tuple(graph.specs[y] for y in node.outputs)
-        read = [values[x] if isinstance(x, Id) else x for x in node.inputs]
-        with np.errstate(all="ignore"):
-            made = cpu.run(node.op, specs, read, node.params)
-        assert made is not None, f"{node.op.name} has no kernel"
-        for y, spec, data in zip(node.outputs, specs, made):
-            assert (data.shape, data.dtype) == (spec.shape, spec.dtype), f"{node.op.name}: {data.dtype}{data.shape}, {spec}"
-            values[y] = data
-    return [values[y] for y in graph.outputs]
+    """Outputs of a graph, node by node; what they make must be what the graph says."""
+    known = {**dict(zip(graph.inputs, arrays)), **graph.constants}
+    values: dict[Id, Any] = {x: Value(graph.specs[x], data) for x, data in known.items()}
+    with alone():
+        for node in graph.nodes:
+            made = compute(node.op, tuple([values[x] if isinstance(x, Id) else x for x in node.inputs]), node.params)
+            for y, value in zip(node.outputs, made):
+                assert isinstance(value.data, np.ndarray), f"{node.op.name} makes a {type(value.data).__name__}"
+                assert graph.specs[y] == value.spec == Spec(value.data.shape, value.data.dtype), node.op.name
+                values[y] = value
+    return [values[y].data for y in graph.outputs]
 
 
 def run_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> None:
@@ -52,12 +54,13 @@ def run_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> None:
             temps.append(np.asarray(reference.scalar_function(step.text)(*args, **options), dtype=step.dtype))
         for store in loop.stores:
             value = np.broadcast_to(temps[store.source], loop.sizes)
-            target = array(store.access, loop.sizes)
+            sizes = list(loop.sizes)
             if store.combine:
                 axes = tuple(i for i, stride in enumerate(store.access.strides) if stride == 0)
                 wide = np.float64 if value.dtype.kind == "f" else value.dtype
                 value = UFUNCS[store.combine].reduce(value, axis=axes, initial=store.identity, dtype=wide, keepdims=True)
-                target = target[(*[slice(0, 1) if i in axes else slice(None) for i in range(len(loop.sizes))], ...)]
+                sizes = [1 if i in axes else n for i, n in enumerate(sizes)]
+            target = array(store.access, tuple(sizes))
             target[...] = value
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidl.kernels.cpu import batchnorm as module
-from minidl.kernels.cpu.batchnorm import batchnorm, batchnorm_grad
+from minidl.kernels.cpu.batchnorm import batchnorm_grad, batchnorm_train
 from minidl.kernels.cpu.threads import set_thread_count
 
 EPSILON = 1e-5
@@ -20,8 +20,8 @@ def make(shape, dtype, mean=1.0, seed=0):
 def forward(x, offset, scale):
     y, mu, var = np.full_like(x, np.nan), np.full_like(offset, np.nan), np.full_like(offset, np.nan)
     arrays = y, mu, var, x, offset, scale
-    memory = module.batchnorm_scratch(*(array.shape for array in arrays), dtype=x.dtype, epsilon=EPSILON)
-    batchnorm(*arrays, epsilon=EPSILON, scratch=tuple(np.full(shape, np.nan, dtype) for shape, dtype in memory))
+    memory = module.batchnorm_train_scratch(*(array.shape for array in arrays), dtype=x.dtype, epsilon=EPSILON)
+    batchnorm_train(*arrays, epsilon=EPSILON, scratch=tuple(np.full(shape, np.nan, dtype) for shape, dtype in memory))
     return y, mu, var
 
 

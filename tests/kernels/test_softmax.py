@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidl.kernels.cpu import softmax as module
-from minidl.kernels.cpu.softmax import softmax, softmax_grad
+from minidl.kernels.cpu.softmax import softmax_last, softmax_last_grad
 
 SHAPES = [(1, 1), (32, 10), (5, 1), (3, 1000), (700, 3), (0, 4)]
 
@@ -12,7 +12,7 @@ SHAPES = [(1, 1), (32, 10), (5, 1), (3, 1000), (700, 3), (0, 4)]
 def run(x):
     y = np.full_like(x, np.nan)
     with np.errstate(invalid="ignore"):
-        softmax(y, x)
+        softmax_last(y, x)
         e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True, initial=-np.inf))
         return y, e / e.sum(1, keepdims=True)
 
@@ -27,7 +27,7 @@ def test_values(shape, dtype, tolerance, grain, monkeypatch):
     before = x.copy(), g.copy()
     y, expected = run(x)
     dx = np.full_like(x, np.nan)
-    softmax_grad(dx, g, y)
+    softmax_last_grad(dx, g, y)
     assert np.allclose(y, expected, rtol=tolerance, atol=0)
     assert np.allclose(dx, expected * (g - (g * expected).sum(1, keepdims=True)), rtol=tolerance, atol=10 * tolerance)
     assert np.array_equal(x, before[0]) and np.array_equal(g, before[1])

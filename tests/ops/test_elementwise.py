@@ -23,8 +23,9 @@ def away(x):
 
 ONE = {  # name: (function of one number, points)
     "uminus": (lambda x: -x, POINTS), "uplus": (lambda x: x, POINTS), "abs": (abs, POINTS),
-    "sign": (lambda x: (x > 0) - (x < 0), POINTS), "square": (lambda x: x * x, POINTS),
-    "exp": (math.exp, POINTS), "expm1": (math.expm1, POINTS), "log": (math.log, POSITIVE), "log2": (math.log2, POSITIVE),
+    "sign": (lambda x: math.copysign(x != 0, x), POINTS), "square": (lambda x: x * x, POINTS),
+    "exp": (math.exp, POINTS), "expm1": (math.expm1, POINTS), "log": (math.log, POSITIVE),
+    "log2": (math.log2, POSITIVE),
     "log10": (math.log10, POSITIVE), "log1p": (math.log1p, POSITIVE), "sqrt": (math.sqrt, POSITIVE),
     "sin": (math.sin, POINTS), "cos": (math.cos, POINTS), "tan": (math.tan, POINTS),
     "sec": (lambda x: 1 / math.cos(x), POINTS), "csc": (lambda x: 1 / math.sin(x), POSITIVE),
@@ -86,9 +87,10 @@ CORNERS = [  # expression, value; MATLAB's, unless a docstring says otherwise
     ("m.atan2(dlarray(0.0), -1)", math.pi), ("m.erf(dlarray(inf))", 1.0), ("m.erf(dlarray(-30.0))", -1.0),
     ("m.erf(dlarray(nan))", nan), ("m.expm1(dlarray(1e-18))", 1e-18), ("m.log1p(dlarray(1e-18))", 1e-18),
     ("m.eps()", 2.0**-52), ("m.eps('single')", 2.0**-23), ("m.eps(dlarray(0.0))", 5e-324), ("m.eps(dlarray(inf))", nan),
-    ("m.eps(dlarray(np.float32(1)))", 2.0**-52), ("m.imag(dlarray(inf))", 0.0), ("m.where(True, dlarray(1.0), 2)", 1.0),
+    ("m.eps(dlarray(np.float32(1)))", 2.0**-23), ("m.imag(dlarray(inf))", 0.0), ("m.where(True, dlarray(1.0), 2)", 1.0),
     ("m.where(dlarray(False), 1, 2)", 2.0), ("m.plus(1, 2)", 3.0), ("dlarray(True) + True", 2.0),
-    ("m.times(dlarray(True), dlarray(True))", 1.0), ("m.and_(dlarray(3.0), 0.5)", True), ("m.not_(dlarray(nan))", False),
+    ("m.times(dlarray(True), dlarray(True))", 1.0), ("m.and_(dlarray(3.0), 0.5)", True),
+    ("m.not_(dlarray(nan))", False),
     ("~dlarray(True)", False), ("dlarray(True) & False", False), ("True | dlarray(False)", True),
     ("dlarray(2.0) ^ True", False), ("m.isnan(dlarray(True))", False), ("dlarray(1.0) == True", True),
 ]  # fmt: skip
@@ -151,30 +153,39 @@ def test_a_matched_sum_in_numbers():
 
 
 SMOOTH_ONE = [name for name in ONE if name not in (
-    "sign", "floor", "ceil", "fix", "round", "eps", "isnan", "isinf", "isfinite", "not_", "uplus", "conj", "real", "imag")]
+    "sign", "floor", "ceil", "fix", "round", "eps", "isnan", "isinf", "isfinite", "not_", "uplus", "conj", "real",
+    "imag")]
+
+
+def squared(f):
+    """f, made non-linear: gradients of linear functions are constants, which have no further ones."""
+    return lambda *xs: m.square(f(*xs))
 
 
 @pytest.mark.parametrize("name", SMOOTH_ONE)
 def test_derivatives_of_one_input(name):
     points = ONE[name][1]
     points = points[:: len(points) // 5]
-    check_derivatives(getattr(m, name), points[points != 0] * 0.93 + 0.01, rtol=1e-5)
+    check_derivatives(squared(getattr(m, name)), points[points != 0] * 0.93 + 0.01, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plus", "minus", "times", "rdivide", "ldivide", "atan2", "hypot", "mod", "rem", "max", "min"])
+SMOOTH_TWO = ["plus", "minus", "times", "rdivide", "ldivide", "atan2", "hypot", "mod", "rem", "max", "min"]
+
+
+@pytest.mark.parametrize("name", SMOOTH_TWO)
 def test_derivatives_of_two_inputs(name):
     a, b = np.array([-2.6, 0.7, 2.1, 3.3]), np.array([1.5, -0.4, 0.9, -2.0])
-    f = getattr(m, name)
+    f = squared(getattr(m, name))
     check_derivatives(f, a, b)
     check_derivatives(lambda x: f(x, 1.25), a)
     check_derivatives(lambda x: f(1.25, x), a)
     check_derivatives(f, a[:, None], b)  # expanded
 
 
-@pytest.mark.parametrize("p", [0, 1, 2, 3, -1, -2, 0.5, 1.7, 2.0])
+@pytest.mark.parametrize("p", [1, 2, 3, -1, -2, 0.5, 1.7, 2.0])
 def test_derivatives_of_powers(p):
     x = np.array([0.4, 1.0, 2.2])
-    check_derivatives(lambda x: m.power(x, p), x)
+    check_derivatives(squared(lambda x: m.power(x, p)), x)
     check_derivatives(lambda p: m.power(1.7, p), x)
     check_derivatives(m.power, x, np.array([p, p, p], float))
 
@@ -210,7 +221,7 @@ def test_second_derivative_of_power_at_zero_exponent():
 def test_inputs_of_many_kinds():
     x = dlarray(np.float32([1, 2]))
     for other in (np.float32([3, 4]), [3, 4], np.array([3.0, 4.0]), dlarray([3.0, 4.0])):
-        assert (x + other).tolist() == (other + x if isinstance(other, DLArray) else m.plus(other, x)).tolist() == [4, 6]
+        assert (x + other).tolist() == m.plus(other, x).tolist() == [4, 6]
         assert (x + other).dtype == np.float32
     assert (x * np.float64(2)).dtype == (np.float64(2) * x).dtype == np.float32
     assert m.sin(0.0).item() == 0.0

@@ -79,5 +79,4 @@ def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]
 @functools.cache
 def _kernel(name: str, room: str) -> tuple[Any, Any]:
     module = importlib.import_module(f"minidl.kernels.cpu.{room}")
-    name = {"batchnorm_train": "batchnorm", "softmax_last": "softmax", "softmax_last_grad": "softmax_grad"}.get(name, name)
     return getattr(module, name), getattr(module, f"{name}_scratch", None)

@@ -168,7 +168,8 @@ class Printed:
             if step.access is not None:
                 self._slot(f"a{i}", "address", step.access, convert=f"{_type(step.dtype)}_at")
                 depths.append(max((k for k, stride in enumerate(step.access.strides) if stride != 0), default=-1))
-                at[depths[i]].append(f"t{i} = a{i}[{self._index(f'a{i}', step.access)}]")
+                truth = " != 0" if step.dtype == "bool" else ""  # truths lie in memory as bytes
+                at[depths[i]].append(f"t{i} = a{i}[{self._index(f'a{i}', step.access)}]{truth}")
             else:
                 depths.append(max([depths[x] for x in step.args if _is_temp(x)], default=-1))
                 at[depths[i]].append(f"t{i} = {self._expression(step)}")
@@ -255,7 +256,7 @@ class Printed:
             lines.append(f"{pad}for i{k} in range(n{k}):")
             pad += "    "
         wide = _type(_wide(store.dtype))
-        lines.append(f"{pad}v = {wide}_at(w{j})[{index}]")
+        lines.append(f"{pad}v = {wide}({wide}_at(w{j})[{index}])")
         lines.append(f"{pad}for q in range(1, chunks):")
         lines.append(f"{pad}    v = {_combined(store, 'v', f'{wide}_at(w{j} + q * wb{j})[{index}]')}")
         lines.append(f"{pad}z{j}[{self._index(f'z{j}', store.access)}] = {_type(store.dtype)}(v)")
