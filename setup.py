@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 setup(
     name="minidl",
     version="0.1.0",
-    description="MATLAB's custom training loops in Python: dlarray, dlfeval, dlgradient, dlaccelerate on NumPy and Numba",
+    description="MATLAB's custom training loops in Python: dlarray, dlfeval, dlaccelerate on NumPy and Numba",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

@@ -1,6 +1,6 @@
 """The digits example's training step and prediction: minidl beside PyTorch and JAX, interleaved in one process.
 
-    python benchmarks/digits.py [--batch 32] [--rounds 20] [--threads N] [--write]
+    python benchmarks/digits.py [--batch 32] [--rounds 30] [--threads N] [--write]
 
 All contestants start from the same weights and see the same batches; what a mini-batch queue does is left out.
 """
@@ -142,7 +142,7 @@ def goals(training: tuple[Any, Any], prediction: tuple[Any, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = measure.parser(__doc__, rounds=20)
+    parser = measure.parser(__doc__, rounds=30)
     parser.add_argument("--batch", type=int, default=32, help="images per batch")
     options = parser.parse_args()
     measure.limit_threads(options.threads)

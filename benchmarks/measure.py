@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 PAUSE_SECONDS = 0.02  # before each chunk: the threads of the contestant before must have gone to sleep
-CHUNK_SECONDS = 0.08
+CHUNK_SECONDS = 0.04  # short, so that some are disturbed by nobody
 PACKAGES = ["numpy", "numba", "llvmlite", "torch", "jax"]
 
 

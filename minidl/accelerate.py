@@ -7,7 +7,6 @@ Source: MathWorks, reference pages "dlaccelerate" and "AcceleratedFunction".
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import pickle
@@ -114,21 +113,23 @@ class Trace:
     @property
     def program(self) -> Program | ExactProgram:
         """The compiled recording; made at the first replay."""
-        with self._lock:
-            if self._program is None:
-                self._program = compile_graph(self.graph, self._orders, backends.current(), is_exact=self.is_exact)
-            return self._program
+        if self._program is None:
+            with self._lock:
+                if self._program is None:
+                    self._program = compile_graph(self.graph, self._orders, backends.current(), is_exact=self.is_exact)
+        return self._program
 
     def replay(self, inputs: list[Value]) -> Any:
         """Results for these inputs, as the recorded function returned them; state cells change as it changed them."""
-        program = self.program
-        with LOCK if self.changed else contextlib.nullcontext():
+        if self.changed:
+            with LOCK:
+                inputs = inputs + [cell.value for cell in CELLS]
+                values = self._run(inputs)
+                for cell, value in zip(self.changed, values[len(values) - len(self.changed) :]):
+                    cell.value = value
+        else:
             inputs = inputs + [cell.value for cell in CELLS]
-            arrays = program.run([value.data for value in inputs])
-            specs = program.graph.specs
-            values = [Value(specs[y], data) for y, data in zip(program.graph.outputs, arrays)]
-            for cell, value in zip(self.changed, values[len(values) - len(self.changed) :]):
-                cell.value = value
+            values = self._run(inputs)
         tapes = open_tapes()
         if tapes:
             call = Call(_replay_op(self), tuple(inputs), {}, tuple(values))
@@ -138,16 +139,22 @@ class Trace:
         leaves = [x.value() if isinstance(x, _Plain) else DLArray(next(made), x) for x in self.leaves]
         return unflatten(self.structure, leaves)
 
+    def _run(self, inputs: list[Value]) -> list[Value]:
+        program = self.program
+        graph, specs = program.graph, program.graph.specs
+        arrays = program.run([value.data for value in inputs])
+        return [Value(specs[y], data) for y, data in zip(graph.outputs, arrays)]
+
     def __str__(self) -> str:
-        kind = "exact" if self.is_exact else "fast"
-        lines = [f"trace of {self.name} ({kind}), hits: {self.hits}"]
-        outputs = iter(self.graph.outputs)
-        shown = [("argument", x, labels) for x, labels in zip(self.graph.inputs, self.labels)]
-        shown += [("result", next(outputs), labels) for labels in self.leaves if not isinstance(labels, _Plain)]
-        for what, x, labels in shown:
-            spec = self.graph.specs[x]
-            size = describe(spec.shape, labels)
-            lines.append(f"{what:>10} {x}: {size} {TYPE_NAMES.get(spec.dtype, spec.dtype)}, {spec.nbytes:,} bytes")
+        graph = self.program.graph
+        labels = [labels for labels in self.leaves if not isinstance(labels, _Plain)]
+        shown = [("argument", *pair) for pair in zip(graph.inputs, self.labels)]
+        shown += [("result", *pair) for pair in zip(graph.outputs, labels)]
+        lines = [f"trace of {self.name} ({'exact' if self.is_exact else 'fast'}), hits: {self.hits}"]
+        for what, x, fmt in shown:
+            spec = graph.specs[x]
+            kind = TYPE_NAMES.get(spec.dtype, str(spec.dtype))
+            lines.append(f"{what:>10} {x}: {describe(spec.shape, fmt)} {kind}, {spec.nbytes:,} bytes")
         return "\n".join([*lines, "", str(self.program)])
 
 
@@ -307,10 +314,11 @@ class AcceleratedFunction:
             return self._record(key, leaves, structure)
         if trace is None or not self._is_compiled(key, trace):
             return self._function(*args, **kwargs)
+        if self._check_mode == "none":
+            return trace.replay(values)
         before = [cell.value for cell in CELLS]
         result = trace.replay(values)
-        if self._check_mode == "tolerance":
-            self._check(trace, result, before, leaves, structure)
+        self._check(trace, result, before, leaves, structure)
         return result
 
     def _record(self, key: Hashable, leaves: list[Any], structure: Any) -> Any:
@@ -346,6 +354,8 @@ class AcceleratedFunction:
 
     def _is_compiled(self, key: Hashable, trace: Trace) -> bool:
         """Whether the trace has its program; one that cannot be compiled is given up."""
+        if trace._program is not None:
+            return True
         try:
             return trace.program is not None
         except Exception as error:
@@ -410,8 +420,10 @@ class AcceleratedFunction:
             if node is None or call is None:
                 what, more = ("function", call) if node is None else ("trace", node)
                 return f"only the {what} goes on to {more.op.name} at {more.where}"
-            if node.op is not call.op or node.params != call.params:
+            if node.op is not call.op:
                 return f"instead of {node.op.name} ({node.where}) the function has {call.op.name} at {call.where}"
+            if node.params != call.params:
+                return f"{call.op.name} at {call.where} has {call.params} instead of {node.params}"
             read = tuple([values[x] if isinstance(x, Id) else x for x in node.inputs])
             with alone():
                 made = compute(node.op, read, node.params)
@@ -507,8 +519,12 @@ def _plain_key(x: Any) -> Hashable:
         return type(x), x.shape, x.dtype, x.tobytes()
     if isinstance(x, np.generic):
         return type(x), x.dtype, x.tobytes()
-    if isinstance(x, (set, bytearray)):
-        return type(x), frozenset(map(_plain_key, x)) if isinstance(x, set) else bytes(x)
+    if isinstance(x, set):
+        return type(x), frozenset(map(_plain_key, x))
+    if isinstance(x, slice):
+        return type(x), tuple(map(_plain_key, (x.start, x.stop, x.step)))
+    if isinstance(x, bytearray):
+        return type(x), bytes(x)
     try:
         hash(x)
         return type(x), x

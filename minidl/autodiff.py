@@ -121,11 +121,11 @@ def pullback(
             continue
         visited.append(position)
         needed = [id(value) in relevant for value in call.inputs]
-        for value, g in zip(call.inputs, input_gradients(call, gs, needed)):
-            if g is not None and id(value) in relevant:
+        for value, part in zip(call.inputs, input_gradients(call, gs, needed)):
+            if part is not None and id(value) in relevant:
                 if id(value) in tape.released and id(value) not in wanted:
                     raise _released()
-                _accumulate(gradients, value, g)
+                _accumulate(gradients, value, part)
     if release:
         for position in visited:  # positions fall, so deleting does not move the ones to come
             tape.released.update(map(id, calls[position].outputs))

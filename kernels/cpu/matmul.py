@@ -1,7 +1,7 @@
 """Matrix product: the convolution kernels with filters of one tap; NumPy's BLAS for what they do not cover.
 
-y = a @ b is a convolution of a, a line of rows with K channels. If a lies transposed in memory it is the weight gradient
-of such a convolution, if b does it is the input gradient: no operand is ever copied to be turned.
+y = a @ b is a convolution of a, a line of rows with K channels. If a lies transposed in memory it is the weight
+gradient of such a convolution, if b does it is the input gradient: no operand is copied to be turned.
 BLAS takes small products, which it does in one thread, and large ones, for which our workers go to sleep first: its
 threads and ours would fight for the processors.
 """

@@ -1,9 +1,10 @@
-"""What generated loops are written in: the words of scalar texts, memory by address, and `loop`, which compiles them."""
+"""What generated loops are written in: words of scalar texts, memory by address, and `loop`, which compiles them."""
 
 import math
 
 import numpy as np
-from numba import boolean, cfunc, float32, float64, int64, njit, types, uint8
+from numba import boolean as boolean  # for generated code
+from numba import cfunc, float32, float64, int64, njit, types, uint8
 from numba.extending import intrinsic
 
 inf, nan = math.inf, math.nan
@@ -62,7 +63,8 @@ def pow(a, b):
 @njit
 def round_half_away(x):
     """Nearest whole number, halves away from zero."""
-    return np.copysign(np.floor(np.abs(x) + type(x)(0.5)), x)
+    whole = np.trunc(x)  # |x| + 0.5 would round just below 0.5, and beyond 2^52
+    return whole + np.copysign(type(x)(1), x) if np.abs(x - whole) >= type(x)(0.5) else whole
 
 
 @njit

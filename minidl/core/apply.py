@@ -15,7 +15,7 @@ from minidl import backends
 from minidl.core import dlarray as handles
 from minidl.core.labels import match
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
-from minidl.core.tape import Call, open_tapes
+from minidl.core.tape import Call, alone, open_tapes
 
 if TYPE_CHECKING:
     from minidl.core.op import Op
@@ -85,8 +85,8 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
 
 
 def _run_body(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
-    from minidl.core.tape import alone
-
+    if op.body is None:
+        raise NotImplementedError(f"{op.name}: this backend has no kernel for it, and it has no body.")
     with alone():
         result = op.body(*[handles.DLArray(x, "") if isinstance(x, Value) else x for x in values], **params)
     return [y._value.data for y in (result if isinstance(result, tuple) else (result,))]
@@ -123,7 +123,7 @@ def _unify(op: Op, operands: list[Any]) -> None:
     """Insert `cast` calls so that every float operand has the common type, and every logical one is logical."""
     types = op.input_types
     last = len(types) - 1
-    dtypes = []
+    dtypes: list[Any] = []
     fits = True
     for i, x in enumerate(operands):
         if isinstance(x, handles.DLArray):

@@ -13,6 +13,7 @@ from minidl.core.spec import TYPE_NAMES, Spec, Value
 from minidl.core.tape import note_read, open_tapes
 
 Operand: TypeAlias = "DLArray | np.ndarray | float | int | bool | list[Any]"
+Other: TypeAlias = "DLArray | np.ndarray | float"  # the other side of an operator
 F = TypeVar("F", bound=Callable[..., Any])
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}  # what `x.name(...)` and the operators call; the ops rooms fill it
@@ -84,23 +85,25 @@ class DLArray:
 
     def __len__(self) -> int:
         if not self.shape:
-            raise ShapeError("len: this dlarray is a scalar and has no length. Use numel(X) for the number of elements.")
+            raise ShapeError("len: a scalar dlarray has no length. Use numel(X) for the number of elements.")
         return self.shape[0]
 
     # numbers out (the tape is told) -----------------------------------------------------------------------------
     def extractdata(self) -> np.ndarray:
-        """The plain data, in stored order, not traced."""
-        return numbers(self)
+        """The plain data, in stored order, not traced: a copy of its own."""
+        return np.array(numbers(self))
 
     def numpy(self) -> np.ndarray:
-        """The plain data as a NumPy array (from any device)."""
-        return numbers(self)
+        """The plain data as a NumPy array of its own (from any device)."""
+        return np.array(numbers(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         data = numbers(self)
         if copy or (dtype is not None and np.dtype(dtype) != data.dtype):
             return np.array(data, dtype=dtype)
-        return data
+        view = data.view()
+        view.flags.writeable = False  # values never change, whoever looks at them
+        return view
 
     def item(self) -> Any:
         """The one number of a scalar."""
@@ -176,52 +179,52 @@ class DLArray:
         self._value, self._labels = new._value, new._labels
 
     # operators --------------------------------------------------------------------------------------------------
-    def __add__(self, other: Operand) -> DLArray:
+    def __add__(self, other: Other) -> DLArray:
         return _call("plus", self, other)
 
-    def __radd__(self, other: Operand) -> DLArray:
+    def __radd__(self, other: Other) -> DLArray:
         return _call("plus", other, self)
 
-    def __sub__(self, other: Operand) -> DLArray:
+    def __sub__(self, other: Other) -> DLArray:
         return _call("minus", self, other)
 
-    def __rsub__(self, other: Operand) -> DLArray:
+    def __rsub__(self, other: Other) -> DLArray:
         return _call("minus", other, self)
 
-    def __mul__(self, other: Operand) -> DLArray:
+    def __mul__(self, other: Other) -> DLArray:
         return _call("times", self, other)
 
-    def __rmul__(self, other: Operand) -> DLArray:
+    def __rmul__(self, other: Other) -> DLArray:
         return _call("times", other, self)
 
-    def __truediv__(self, other: Operand) -> DLArray:
+    def __truediv__(self, other: Other) -> DLArray:
         return _call("rdivide", self, other)
 
-    def __rtruediv__(self, other: Operand) -> DLArray:
+    def __rtruediv__(self, other: Other) -> DLArray:
         return _call("rdivide", other, self)
 
-    def __floordiv__(self, other: Operand) -> DLArray:
+    def __floordiv__(self, other: Other) -> DLArray:
         return _call("floor", _call("rdivide", self, other))
 
-    def __rfloordiv__(self, other: Operand) -> DLArray:
+    def __rfloordiv__(self, other: Other) -> DLArray:
         return _call("floor", _call("rdivide", other, self))
 
-    def __mod__(self, other: Operand) -> DLArray:
+    def __mod__(self, other: Other) -> DLArray:
         return _call("mod", self, other)
 
-    def __rmod__(self, other: Operand) -> DLArray:
+    def __rmod__(self, other: Other) -> DLArray:
         return _call("mod", other, self)
 
-    def __pow__(self, other: Operand) -> DLArray:
+    def __pow__(self, other: Other) -> DLArray:
         return _call("power", self, other)
 
-    def __rpow__(self, other: Operand) -> DLArray:
+    def __rpow__(self, other: Other) -> DLArray:
         return _call("power", other, self)
 
-    def __matmul__(self, other: Operand) -> DLArray:
+    def __matmul__(self, other: Other) -> DLArray:
         return _call("matmul", self, other)
 
-    def __rmatmul__(self, other: Operand) -> DLArray:
+    def __rmatmul__(self, other: Other) -> DLArray:
         return _call("matmul", other, self)
 
     def __neg__(self) -> DLArray:
@@ -233,40 +236,40 @@ class DLArray:
     def __abs__(self) -> DLArray:
         return _call("abs", self)
 
-    def __eq__(self, other: Operand) -> DLArray:  # type: ignore[override]
+    def __eq__(self, other: Other) -> DLArray:  # type: ignore[override]
         return _call("eq", self, other)
 
-    def __ne__(self, other: Operand) -> DLArray:  # type: ignore[override]
+    def __ne__(self, other: Other) -> DLArray:  # type: ignore[override]
         return _call("ne", self, other)
 
-    def __lt__(self, other: Operand) -> DLArray:
+    def __lt__(self, other: Any) -> DLArray:
         return _call("lt", self, other)
 
-    def __le__(self, other: Operand) -> DLArray:
+    def __le__(self, other: Any) -> DLArray:
         return _call("le", self, other)
 
-    def __gt__(self, other: Operand) -> DLArray:
+    def __gt__(self, other: Any) -> DLArray:
         return _call("gt", self, other)
 
-    def __ge__(self, other: Operand) -> DLArray:
+    def __ge__(self, other: Any) -> DLArray:
         return _call("ge", self, other)
 
-    def __and__(self, other: Operand) -> DLArray:
+    def __and__(self, other: Other) -> DLArray:
         return _call("and", self, other)
 
-    def __rand__(self, other: Operand) -> DLArray:
+    def __rand__(self, other: Other) -> DLArray:
         return _call("and", other, self)
 
-    def __or__(self, other: Operand) -> DLArray:
+    def __or__(self, other: Other) -> DLArray:
         return _call("or", self, other)
 
-    def __ror__(self, other: Operand) -> DLArray:
+    def __ror__(self, other: Other) -> DLArray:
         return _call("or", other, self)
 
-    def __xor__(self, other: Operand) -> DLArray:
+    def __xor__(self, other: Other) -> DLArray:
         return _call("xor", self, other)
 
-    def __rxor__(self, other: Operand) -> DLArray:
+    def __rxor__(self, other: Other) -> DLArray:
         return _call("xor", other, self)
 
     def __invert__(self) -> DLArray:

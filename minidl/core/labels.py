@@ -29,15 +29,15 @@ def check_format(who: str, fmt: str) -> str:
     for letter in "CBT":
         if fmt.count(letter) > 1:
             raise LabelError(
-                f'{who}: the label {letter} ({NAMES[letter]}) may stand once; "{fmt}" has it {fmt.count(letter)} times. '
-                "Only S and U repeat."
+                f'{who}: the label {letter} ({NAMES[letter]}) may stand once; "{fmt}" has it {fmt.count(letter)} '
+                "times. Only S and U repeat."
             )
     return fmt
 
 
 @functools.lru_cache(maxsize=4096)
 def stored_order(fmt: str) -> tuple[int, ...]:
-    """Positions of `fmt` in stored order S..., C, B, T, U...; equal labels keep their order. 'BSSC' -> (1, 2, 3, 0)."""
+    """Positions of `fmt` in stored order S..., C, B, T, U..., equal labels as they stand. 'BSSC' -> (1, 2, 3, 0)."""
     return tuple(sorted(range(len(fmt)), key=lambda i: _RANK[fmt[i]]))
 
 
@@ -107,7 +107,7 @@ def _only_ones_beyond(shapes: tuple[tuple[int, ...], ...], formats: tuple[str, .
 
 
 def describe(shape: tuple[int, ...], labels: str = "") -> str:
-    """Sizes with labels as MATLAB displays them: '28(S) x 28(S) x 1(C)', or '10x8' without labels; a scalar is '1x1'."""
+    """Sizes as MATLAB displays them: '28(S) x 28(S) x 1(C)', or '10x8' without labels; a scalar is '1x1'."""
     if labels:
         return " × ".join(f"{size}({letter})" for size, letter in zip(shape, labels))
     return "×".join(map(str, (*shape, *(1,) * (2 - len(shape)))))

@@ -48,7 +48,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Store:
-    """Where a scalar goes; `combine` is the text that joins two along the dimensions of stride 0, '' for a plain store."""
+    """Where a scalar goes; `combine` is the text that joins two along dimensions of stride 0, '' for a plain store."""
 
     source: Temp
     access: Access

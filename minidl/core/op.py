@@ -25,7 +25,7 @@ class Kind(enum.Enum):
 
 MAP, REDUCE, VIEW, KERNEL = Kind
 
-OPS: dict[str, "Op"] = {}
+OPS: dict[str, Op] = {}
 
 
 class Op:
@@ -49,7 +49,8 @@ class Op:
     def __init__(
         self, name: str, kind: Kind, body: Rule | None, *, doc: str, text: str | None = None, types: str = "f->f",
         domain: tuple[float, float] = (-2.0, 2.0), samples: Callable[[Any], list[Case]] | None = None,
-        is_constant: bool = False, identity: float = 0.0, neutral: tuple[float | None, ...] = (), arity: int | None = None,
+        is_constant: bool = False, identity: float = 0.0, neutral: tuple[float | None, ...] = (),
+        arity: int | None = None,
     ) -> None:  # fmt: skip
         self.name, self.kind, self.body, self.text, self.__doc__ = name, kind, body, text, doc
         self.__name__ = name

@@ -63,7 +63,7 @@ def map_tree(function: Callable[..., Any], tree: Any, *others: Any, who: str = "
 
 
 def matching(who: str, tree: Any, structure: Any, other: Any) -> list[Any]:
-    """Leaves of `other`, which must have the structure of `tree`; otherwise a ShapeError naming the first difference."""
+    """Leaves of `other`, which must have the structure of `tree`; otherwise a ShapeError with the first difference."""
     leaves, found = flatten(other)
     if found != structure and _shape_of(found) != _shape_of(structure):
         raise ShapeError(f"{who}: containers differ: {difference(tree, other)}. Give both the same fields.")

@@ -112,6 +112,7 @@ def _trimmed(layout: Layout, tasks: list[Task]) -> list[Task]:
 def describe(work: Any) -> str:
     """One line about a task."""
     if isinstance(work, Loop):
-        texts = [step.text.format(*step.args) for step in work.steps if step.text]
+        texts = [f"t{i} = {step.text.format(*step.args)}" for i, step in enumerate(work.steps) if step.text]
+        texts += [f"{s.access.buffer} by {s.combine.format('', s.source).strip()}" for s in work.stores if s.combine]
         return f"loop {list(work.sizes)}: {'; '.join(texts)}"
     return str(work.op.name)

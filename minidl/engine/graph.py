@@ -60,7 +60,8 @@ class Graph:
         return Id(len(self.specs) - 1)
 
     def with_nodes(self, nodes: Iterable[Node], **changes: Any) -> Graph:
-        """This graph with other nodes (and outputs, constants if given)."""
+        """A graph like this one with other nodes (and outputs, constants if given); this one stays as it is."""
+        changes.setdefault("constants", dict(self.constants))
         return dataclasses.replace(self, nodes=list(nodes), specs=list(self.specs), **changes)
 
     def check(self) -> Graph:
@@ -91,9 +92,9 @@ class Graph:
             yield f"{x} = constant {self.specs[x]}"
         for node in self.nodes:
             made = ", ".join(map(str, node.outputs))
-            params = "".join(f", {name}={value}" for name, value in node.params.items())
+            args = [*map(str, node.inputs), *(f"{name}={value}" for name, value in node.params.items())]
             specs = ", ".join(str(self.specs[y]) for y in node.outputs)
-            text = f"{made} = {node.op.name}({', '.join(map(str, node.inputs))}{params})"
+            text = f"{made} = {node.op.name}({', '.join(args)})"
             yield f"{text:<60} {node.op.kind.value:<6} {specs}" + (f"  # {node.where}" if node.where else "")
         yield f"return {', '.join(map(str, self.outputs))}"
 

@@ -76,16 +76,18 @@ def choose_layout(
     graph = graph.with_nodes(graph.nodes)
     access: dict[Id, Access] = {}
     memory: dict[Id, np.ndarray] = {}
+    copies: dict[Id, Id] = {}
     nodes: list[Node] = []
 
     def place(x: Id, order: Sequence[int]) -> None:
         access[x] = Access(x, 0, dense(graph.specs[x].shape, order))
 
     def copied(x: Id) -> Id:
-        y = graph.new(graph.specs[x])
-        place(y, range(graph.specs[x].ndim))
-        nodes.append(Node(copy, (x,), {}, (y,)))
-        return y
+        if x not in copies:
+            y = copies[x] = graph.new(graph.specs[x])
+            place(y, range(graph.specs[x].ndim))
+            nodes.append(Node(copy, (x,), {}, (y,)))
+        return copies[x]
 
     for x, input_order in zip(graph.inputs, input_orders):
         place(x, input_order)
@@ -104,7 +106,7 @@ def choose_layout(
             continue
         if node.op.kind is KERNEL:
             if needs_dense(node.op):
-                for x in dict.fromkeys(node.reads):
+                for x in node.reads:
                     if not _is_c_order(graph.specs[x], access[x]):
                         node = node.renamed({x: copied(x)})
             order = None

@@ -7,6 +7,7 @@ import dataclasses
 from minidl.core.spec import Spec
 from minidl.engine.fuse import Schedule, describe
 from minidl.engine.graph import Id
+from minidl.engine.loops import Loop
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector load
 
@@ -28,7 +29,9 @@ class Plan:
         lines = [f"arena {self.arena_bytes:,} bytes for {len(self.offsets)} buffers of {total:,} bytes"]
         for i, task in enumerate(self.schedule.tasks):
             made = ", ".join(f"{y}@{self.offsets[y]}" for y in task.writes)
-            lines.append(f"{i:>3} {made} <- {describe(task.work)}")
+            nbytes = sum(graph.specs[y].nbytes for y in task.writes)
+            where = task.work.where if isinstance(task.work, Loop) else [task.work.where]
+            lines.append(f"{i:>3} {made} ({nbytes:,} bytes) <- {describe(task.work)}  # {', '.join(where)}")
         return "\n".join(lines)
 
 

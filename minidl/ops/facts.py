@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.core.dlarray import DLArray, Operand, numbers, public
+from minidl.core.dlarray import DLArray, Operand, public
 from minidl.core.errors import DeviceError, DTypeError, LabelError, OptionError, nearest
 from minidl.core.labels import LETTERS, check_format
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, TYPE_NAMES
@@ -160,12 +160,12 @@ def stripdims(X: Operand, fmt: str | None = None) -> DLArray:
 
 
 def extractdata(X: Any) -> np.ndarray:
-    """The plain data of X, in stored order and not traced; a plain array is returned as it is.
+    """The plain data of X, in stored order and not traced, as a copy; a plain array is returned as it is.
 
     >>> extractdata(array([1.0, 2.0]))
     array([1., 2.])
     """
-    return numbers(X) if isinstance(X, DLArray) else np.asarray(X)
+    return X.extractdata() if isinstance(X, DLArray) else np.asarray(X)
 
 
 @public

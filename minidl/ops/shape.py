@@ -17,13 +17,7 @@ from minidl.core.op import KERNEL, case, op
 from minidl.core.options import options
 from minidl.core.spec import Spec, common_type
 from minidl.ops.axes import Dim, array, axes_of, axis_of
-from minidl.ops.views import alias, broadcast, cast, crop, labelled, part, place, reorder, view_as  # noqa: F401
-
-__all__ = [
-    "alias", "broadcast", "cast", "cat", "circshift", "concatenate", "crop", "ctranspose", "flip", "horzcat", "permute",
-    "place", "reorder", "repelem", "repmat", "reshape", "rot90", "shiftdim", "squeeze", "transpose", "vertcat",
-    "view_as",
-]  # fmt: skip
+from minidl.ops.views import broadcast, cast, crop, labelled, part, reorder, view_as
 
 # another shape --------------------------------------------------------------------------------------------------
 

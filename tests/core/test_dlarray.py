@@ -43,7 +43,15 @@ def test_creation(shape, fmt, labels, stored, order, dtype):
 
 def test_images_are_not_copied():
     data = np.zeros((5, 28, 28, 1), np.float32)
-    assert np.shares_memory(dlarray(data, "BSSC").extractdata(), data)
+    assert np.shares_memory(np.asarray(dlarray(data, "BSSC")), data)
+
+
+def test_nobody_can_write_into_a_value():
+    x = dlarray([1.0, 2.0])
+    with pytest.raises(ValueError, match="read-only"):
+        np.asarray(x)[0] = 5
+    x.extractdata()[0] = 5
+    assert x.tolist() == [1.0, 2.0]
 
 
 def test_relabelling_replaces_labels():

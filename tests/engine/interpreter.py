@@ -1,4 +1,4 @@
-"""The stages of the engine run in plain NumPy, one element of meaning at a time: what their results are compared with."""
+"""The stages of the engine run in plain NumPy: what graphs and loops mean, to compare their results with."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def run_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> None:
             if store.combine:
                 axes = tuple(i for i, stride in enumerate(store.access.strides) if stride == 0)
                 wide = np.float64 if value.dtype.kind == "f" else value.dtype
-                value = UFUNCS[store.combine].reduce(value, axis=axes, initial=store.identity, dtype=wide, keepdims=True)
+                reduce = UFUNCS[store.combine].reduce
+                value = reduce(value, axis=axes, initial=store.identity, dtype=wide, keepdims=True)
                 sizes = [1 if i in axes else n for i, n in enumerate(sizes)]
             target = array(store.access, tuple(sizes))
             target[...] = value
@@ -67,7 +68,8 @@ def run_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> None:
 class Interpreter:
     """A backend that interprets loops instead of compiling them."""
 
-    run, view, has_kernel, needs_dense, bind_kernel = cpu.run, cpu.view, cpu.has_kernel, cpu.needs_dense, cpu.bind_kernel
+    run, view, bind_kernel = cpu.run, cpu.view, cpu.bind_kernel
+    has_kernel, needs_dense = cpu.has_kernel, cpu.needs_dense
 
     @staticmethod
     def bind_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> Callable[[], None]:

@@ -37,7 +37,7 @@ def unaligned(x: np.ndarray) -> np.ndarray:
 
 
 def read_only(x: np.ndarray) -> np.ndarray:
-    x = x.copy()
+    x = np.array(x)
     x.flags.writeable = False
     return x
 
@@ -147,7 +147,7 @@ def assigned(a: DLArray, p: int, q: int) -> DLArray:
 
 
 class Program(NamedTuple):
-    """Steps that fit the inputs, and how many of the last arrays are its outputs; order: of the gradient, 0 for none."""
+    """Steps that fit the inputs; how many of the last arrays are its outputs; the order of their gradient (0: none)."""
 
     steps: tuple[Step, ...]
     count: int

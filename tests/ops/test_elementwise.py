@@ -7,6 +7,7 @@ import pytest
 from finite_differences import check_derivatives
 
 import minidl.ops as m
+from minidl.accelerate import dlaccelerate
 from minidl.autodiff import dlfeval, dlgradient
 from minidl.core.dlarray import DLArray, dlarray
 from minidl.core.errors import DTypeError, LabelError, MinidlError, OptionError, ShapeError
@@ -216,6 +217,13 @@ def test_second_derivative_of_power_at_zero_exponent():
 
     g, h = dlfeval(fun, dlarray(2.0), dlarray(0.0))
     assert (g.item(), h.item()) == (0.0, 0.5)  # d/db b a^(b-1) = a^(b-1) (1 + b log a)
+
+
+def test_rounding_replays_as_it_runs():
+    x = dlarray([0.49999999999999994, -0.5, 2.5, -0.3, 4503599627370497.0, nan, inf])
+    replay = dlaccelerate(lambda x: m.round(x))
+    for _ in range(2):
+        np.testing.assert_array_equal(replay(x).numpy(), [0, -1, 3, 0, 4503599627370497.0, nan, inf])
 
 
 def test_inputs_of_many_kinds():

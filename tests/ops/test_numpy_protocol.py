@@ -81,7 +81,8 @@ CALLS = [text.strip() for line in CALLS.strip().splitlines() for text in line.sp
 
 @pytest.mark.parametrize("text", CALLS)
 def test_functions(text):
-    expected = eval(text)
+    with np.errstate(all="ignore"):
+        expected = eval(text)
     found = eval(text, {"np": np, "A": dlarray(A), "B": dlarray(B), "C": dlarray(C), "L": dlarray(L)})
     assert isinstance(found, DLArray)
     assert found.shape == np.shape(expected)
@@ -171,5 +172,5 @@ def test_bad_input(call, error, word):
 def test_protocols_of_other_libraries():
     x = dlarray(np.float32([[1, 2]]))
     np.testing.assert_array_equal(np.from_dlpack(x), x.numpy())
-    assert np.asarray(x) is np.asarray(x) and np.asarray(x, dtype=np.float64).dtype == np.float64
+    assert np.shares_memory(np.asarray(x), np.asarray(x)) and np.asarray(x, dtype=np.float64).dtype == np.float64
     assert math.floor(dlarray(2.5).item()) == 2 and m.numel(x) == 2

@@ -34,8 +34,7 @@ def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, An
             return loops.run_body(op, specs, arrays, params)
         return reference.run(op, specs, arrays, params)
     outputs = [np.empty(spec.shape, spec.dtype) for spec in specs]
-    if op.name not in STRIDED:
-        arrays = [np.ascontiguousarray(x) for x in arrays]
+    arrays = [np.require(x, requirements=["A", "W"] if op.name in STRIDED else ["C", "A", "W"]) for x in arrays]
     bind_kernel(op, outputs, arrays, params)()
     return outputs
 

@@ -49,12 +49,15 @@ def run_body(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[st
     if size == 0:
         return [np.empty(spec.shape, spec.dtype) for spec in specs]
     lead = next((x for x in arrays if isinstance(x, np.ndarray) and any(x.strides)), None)
-    order = None if lead is None or lead.flags.c_contiguous else sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
+    order = None
+    if lead is not None and not lead.flags.c_contiguous:
+        order = sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
+    number = next((x.dtype for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind == "f"), specs[0].dtype)
     flat, moves, dtypes = [], [], []
     for x in arrays:
         is_moving = False
         if not isinstance(x, np.ndarray):
-            x = np.full(1, x, np.bool_ if isinstance(x, bool) else specs[0].dtype)
+            x = np.full(1, x, np.bool_ if isinstance(x, bool) else number)
         elif any([stride and n > 1 for stride, n in zip(x.strides, shape)]):
             x, is_moving = np.ascontiguousarray(x if order is None else x.transpose(order)).reshape(-1), True
         else:
@@ -82,7 +85,8 @@ _bodies: dict[Any, Printed] = {}
 class Printed:
     """A loop as the text of `k(start, stop, table)`, and what its table holds.
 
-    Reductions along the last dimension alone are a scalar per row, stored at once. Others add up in `totals`, a set of
+    Reductions along the last dimension alone (`rows`) are a scalar per row, stored at once. Others that keep the first
+    dimension (`slabs`) add up in totals of their own for each of its iterations. The rest add up in `totals`, a set of
     them per chunk of rows; the call for the chunk after the last one merges the chunks' totals in order.
     """
 
@@ -91,13 +95,14 @@ class Printed:
         self.rank = len(loop.sizes) or 1
         self._slots: list[tuple[Any, ...]] = []
         self._head: list[str] = []
-        self._literals: dict[tuple[float, str], str] = {}
+        self._literals: dict[tuple[str, str], str] = {}
         strides = {id(s): s.access.strides or (0,) for s in loop.stores}
         reduced = {id(s): [k for k, stride in enumerate(strides[id(s)]) if stride == 0] for s in loop.stores}
-        combining = [s for s in loop.stores if s.combine]
-        self.plain = [s for s in loop.stores if not s.combine]
+        combining = [s for s in loop.stores if s.combine and reduced[id(s)]]
+        self.plain = [s for s in loop.stores if s not in combining]
         self.rows = [s for s in combining if self.rank > 1 and reduced[id(s)] == [self.rank - 1]]
-        self.totals = [s for s in combining if s not in self.rows]
+        self.slabs = [s for s in combining if s not in self.rows and 0 not in reduced[id(s)]]
+        self.totals = [s for s in combining if s not in self.rows and s not in self.slabs]
         self.text = self._print()
 
     # the table --------------------------------------------------------------------------------------------------
@@ -118,7 +123,12 @@ class Printed:
                 held.append(array)
                 numbers.append(_address(array) + what.offset * array.itemsize)
             elif kind == "literal":
-                array = np.full(1, what, more[0])
+                with np.errstate(all="ignore"):  # a number too large for the type is inf
+                    array = np.full(1, what, more[0])
+                held.append(array)
+                numbers.append(_address(array))
+            elif kind == "slab":
+                array = np.empty(self._kept(what, sizes), _wide(what.dtype))
                 held.append(array)
                 numbers.append(_address(array))
             else:  # memory of a reduction: sums of a block of rows, totals of a chunk
@@ -183,16 +193,35 @@ class Printed:
             before_row.append(f"v{j} = {_identity(store, _wide(store.dtype))}")
             at[last].append(f"v{j} = {_combined(store, f'v{j}', f't{int(store.source)}')}")
             after_row.append(f"r{j}[{self._index(f'r{j}', store.access)}] = {_type(store.dtype)}(v{j})")
+        after_slab: list[str] = []
+        for j, store in enumerate(self.slabs):
+            kept = [k for k, stride in enumerate(store.access.strides) if stride != 0]
+            cells = " * ".join(f"n{k}" for k in kept[1:]) or "1"
+            self._slot(f"x{j}", "slab", store, convert=f"{_type(_wide(store.dtype))}_at")
+            identity = f"x{j}[i0 * {cells} + j] = {_identity(store, _wide(store.dtype))}"
+            at[0][:0] = [f"for j in range({cells}):", f"    {identity}"]
+            cell = f"x{j}[{_flat_index(kept)}]"
+            if store.access.strides[last] == 0:  # the innermost loop adds up in a scalar
+                before_row.append(f"h{j} = {_identity(store, _wide(store.dtype))}")
+                at[last].append(f"h{j} = {_combined(store, f'h{j}', f't{int(store.source)}')}")
+                after_row.append(f"{cell} = {_combined(store, cell, f'h{j}')}")
+            else:
+                at[last].append(f"{cell} = {_combined(store, cell, f't{int(store.source)}')}")
+            self._slot(f"g{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
+            after_slab += _over(kept[1:], f"g{j}[{self._index(f'g{j}', store.access)}] = {_type(store.dtype)}({cell})")
         lines = ["    " + line for line in at[-1]]
         if self.totals:
-            lines += self._with_totals(at, before_row, after_row)
+            lines += self._with_totals(at, before_row, after_row, after_slab)
         else:
-            lines += self._nest("    ", "start, stop", at, before_row, after_row)
+            lines += self._nest("    ", "start, stop", at, before_row, after_row, after_slab)
         return "\n".join(["def k(start, stop, table):", *self._head, *lines]) + "\n"
 
-    def _nest(self, pad: str, rows: str, at: Any, before_row: list[str], after_row: list[str]) -> list[str]:
+    def _nest(
+        self, pad: str, rows: str, at: Any, before_row: list[str], after_row: list[str], after_slab: list[str]
+    ) -> list[str]:
         """The loops themselves."""
         lines = []
+        outer = pad + "    "
         last = self.rank - 1
         for k in range(self.rank):
             if k == last:
@@ -202,9 +231,11 @@ class Printed:
             lines += [pad + line for line in at[k]]
             if not at[k] and k == last:
                 lines.append(f"{pad}pass")
-        return lines + [pad[:-4] + line for line in after_row]
+        return lines + [pad[:-4] + line for line in after_row] + [outer + line for line in after_slab]
 
-    def _with_totals(self, at: Any, before_row: list[str], after_row: list[str]) -> list[str]:
+    def _with_totals(
+        self, at: Any, before_row: list[str], after_row: list[str], after_slab: list[str]
+    ) -> list[str]:
         last = self.rank - 1
         before_chunk, before_block, after_block, merge = [], [], [], []
         for j, store in enumerate(self.totals):
@@ -218,15 +249,13 @@ class Printed:
                 f"w = {_type(wide)}_at(w{j} + p * wb{j})", f"for j in range({m}):",
                 f"    w[j] = {_identity(store, wide)}", f"c{j} = w",
             ]  # fmt: skip
-            index = " + ".join(
-                f"i{k}" + "".join(f" * n{l}" for l in kept if l > k) for k in kept  # noqa: E741
-            ) or "0"  # fmt: skip
+            index = _flat_index(kept)
             source = f"t{int(store.source)}"
             if strides[last] == 0:  # the innermost loop adds up in a scalar
                 before_row.append(f"u{j} = {_identity(store, wide)}")
                 at[last].append(f"u{j} = {_combined(store, f'u{j}', source)}")
                 after_row.append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', f'u{j}')}")
-            elif wide == store.dtype:
+            elif wide == store.dtype or 0 in strides[1:last]:  # a block has more rows than its sums keep digits for
                 at[last].append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', source)}")
             else:
                 self._slot(f"b{j}", "block", store)
@@ -246,21 +275,19 @@ class Printed:
         lines.append(f"        for block in range(low, high, {BLOCK_ROWS}):")
         lines += ["            " + line for line in before_block]
         rows = f"block, min(block + {BLOCK_ROWS}, high)"
-        lines += self._nest("            ", rows, at, before_row, after_row)
+        lines += self._nest("            ", rows, at, before_row, after_row, after_slab)
         return lines + ["            " + line for line in after_block]
 
     def _merge(self, j: int, store: Any, kept: list[int], index: str) -> list[str]:
         """The totals of all chunks, combined in order, go to the result."""
-        lines, pad = [], ""
-        for k in kept:
-            lines.append(f"{pad}for i{k} in range(n{k}):")
-            pad += "    "
         wide = _type(_wide(store.dtype))
-        lines.append(f"{pad}v = {wide}({wide}_at(w{j})[{index}])")
-        lines.append(f"{pad}for q in range(1, chunks):")
-        lines.append(f"{pad}    v = {_combined(store, 'v', f'{wide}_at(w{j} + q * wb{j})[{index}]')}")
-        lines.append(f"{pad}z{j}[{self._index(f'z{j}', store.access)}] = {_type(store.dtype)}(v)")
-        return lines
+        return _over(
+            kept,
+            f"v = {wide}({wide}_at(w{j})[{index}])",
+            "for q in range(1, chunks):",
+            f"    v = {_combined(store, 'v', f'{wide}_at(w{j} + q * wb{j})[{index}]')}",
+            f"z{j}[{self._index(f'z{j}', store.access)}] = {_type(store.dtype)}(v)",
+        )
 
     def _expression(self, step: Any) -> str:
         literal = _type(step.literal_dtype)
@@ -269,13 +296,24 @@ class Printed:
         return text.format(*args).replace("cast(", f"{_type(step.dtype)}(")
 
     def _literal(self, number: Any, dtype: str) -> str:
-        key = (float(number), dtype)
+        key = (str(float(number)), dtype)  # the text tells 0.0 from -0.0
         if key not in self._literals:
             name = f"s{len(self._literals)}"
             self._slot(name, "literal", number, dtype, convert=f"{_type(dtype)}_at")
             self._head[-1] += "[0]"
             self._literals[key] = name
         return self._literals[key]
+
+
+def _over(dims: list[int], *lines: str) -> list[str]:
+    """The lines inside loops over these dimensions."""
+    heads = [f"{'    ' * depth}for i{k} in range(n{k}):" for depth, k in enumerate(dims)]
+    return heads + ["    " * len(dims) + line for line in lines]
+
+
+def _flat_index(kept: list[int]) -> str:
+    """The number of an iteration among those of the kept dimensions."""
+    return " + ".join("".join([f"i{k}", *[f" * n{inner}" for inner in kept if inner > k]]) for k in kept) or "0"
 
 
 def _address(array: np.ndarray) -> int:
@@ -329,12 +367,20 @@ def compiled(text: str) -> int:
     """Address of the function that the text defines: from memory, from disk, or compiled now."""
     address = _addresses.get(text)
     if address is None:
-        name = "k_" + hashlib.sha256((_HEADER + text).encode()).hexdigest()[:20]
+        name = "k_" + hashlib.sha256((_words() + _HEADER + text).encode()).hexdigest()[:20]
         source = _HEADER + text.replace("def k(", f"def {name}(")
         function = getattr(_module(name, source), name)
         _kept.append(function)
         address = _addresses[text] = int(function.address)
     return address
+
+
+@functools.cache
+def _words() -> str:
+    """What generated code is said in, as text: with another meaning of a word it is other code."""
+    import minidl.kernels.cpu.scalars as scalars
+
+    return Path(scalars.__file__).read_text()
 
 
 def cache_folder() -> Path:
@@ -350,9 +396,9 @@ def cache_folder() -> Path:
 
 
 def _module(name: str, source: str) -> Any:
-    path = cache_folder() / f"{name}.py"
     try:
-        if not path.exists() or path.read_text() != source:
+        path = cache_folder() / f"{name}.py"
+        if not path.exists() or path.read_bytes() != source.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
                 file.write(source)
@@ -363,7 +409,7 @@ def _module(name: str, source: str) -> Any:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
-    except OSError:  # nowhere to write: compile in memory only
+    except Exception:  # nowhere to write, no home, damaged files: compile in memory only
         space: dict[str, Any] = {"__name__": f"minidl_generated.{name}"}
         exec(compile(source, f"<{name}>", "exec"), space)
         return type("module", (), {name: staticmethod(space[name])})
