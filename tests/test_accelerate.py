@@ -22,9 +22,11 @@ import warnings
 import weakref
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
-from engine.programs import assert_close, assert_same
+from engine.programs import Program, assert_close, assert_same, gradients_of, programs, values
 
 import minidl as m
 from minidl import AccelerationWarning, DLArray, OptionError, TraceError, TraceWarning, dlaccelerate, dlarray, struct
@@ -421,6 +423,20 @@ def test_A9_derivatives_inside_an_accelerated_function(mode, order):
         x, w = dlarray(np.array([0.3, -0.2]) + k), dlarray(0.5)
         assert_close(accfun(x, w), derivatives(energy, x, w, order), 1e-12)
     assert counted.count == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@hypothesis.settings(max_examples=40, derandomize=True)
+@hypothesis.given(drawn=programs(most_steps=5, orders=(0,)), order=st.integers(1, 2))
+def test_A9_derivatives_through_any_function(drawn, order, mode):
+    function, specs = drawn
+    accfun = dlaccelerate(function, Numerics=mode)
+    for seed in (0, 1):
+        inputs = [values(spec, seed) for spec in specs]
+        plain = Program(function.steps, function.count, order).gradients
+        through = functools.partial(gradients_of, accfun, order)
+        tolerance = 1e-3 if any(spec[2] == "float32" for spec in specs) else 1e-4  # a constant of the program is single
+        assert_close(m.dlfeval(through, *inputs), m.dlfeval(plain, *inputs), tolerance)
 
 
 def test_A9_gradient_of_what_computes_a_gradient():

@@ -51,7 +51,7 @@ def fmin(a, b):
 @njit
 def sign(x):
     """-1, 0 or 1; nan for nan."""
-    return np.sign(x)
+    return np.sign(x) + type(x)(0)  # 0 for -0 too
 
 
 @njit

@@ -72,15 +72,20 @@ def choose_layout(
     """Give every value its place; insert a `copy` where a kernel or a view cannot work on the strides at hand.
 
     MAP and REDUCE results are laid out like their largest operand, KERNEL results in the order of their dimensions.
+    What is the same along a dimension is computed once (stride 0), and so is what is computed twice from one memory.
     """
     graph = graph.with_nodes(graph.nodes)
+    names: dict[Id, Any] = {}
+    seen: dict[Any, Node] = {}
     access: dict[Id, Access] = {}
     memory: dict[Id, np.ndarray] = {}
     copies: dict[Id, Id] = {}
     nodes: list[Node] = []
 
-    def place(x: Id, order: Sequence[int]) -> None:
-        access[x] = Access(x, 0, dense(graph.specs[x].shape, order))
+    def place(x: Id, order: Sequence[int], still: Sequence[int] = ()) -> None:
+        shape = [1 if i in still else n for i, n in enumerate(graph.specs[x].shape)]
+        strides = dense(shape, order)
+        access[x] = Access(x, 0, tuple([0 if i in still else stride for i, stride in enumerate(strides)]))
 
     def copied(x: Id) -> Id:
         if x not in copies:
@@ -94,6 +99,7 @@ def choose_layout(
     for x, data in graph.constants.items():
         memory[x], access[x] = _constant(x, data)
     for node in graph.nodes:
+        node = node.renamed(names)
         if node.op.kind is VIEW:
             x = node.inputs[0]
             found = _viewed(graph, access[x], node, view)
@@ -109,13 +115,29 @@ def choose_layout(
                 for x in node.reads:
                     if not _is_c_order(graph.specs[x], access[x]):
                         node = node.renamed({x: copied(x)})
-            order = None
+            for y in node.outputs:
+                place(y, range(graph.specs[y].ndim))
         else:
-            order = _largest_order(graph, access, node)
+            first = seen.setdefault(_work(graph, access, node), node)
+            if first is not node:
+                names.update(zip(node.outputs, first.outputs))
+                continue
+            (y,) = node.outputs
+            place(y, _largest_order(graph, access, node), _still(graph, access, node) if node.op.kind is MAP else ())
         nodes.append(node)
-        for y in node.outputs:
-            place(y, order if order is not None and len(order) == graph.specs[y].ndim else range(graph.specs[y].ndim))
-    return Layout(graph.with_nodes(nodes), access, memory)
+    return Layout(graph.with_nodes(nodes, outputs=[names.get(y, y) for y in graph.outputs]), access, memory)
+
+
+def _work(graph: Graph, access: dict[Id, Access], node: Node) -> Any:
+    """What a MAP or REDUCE node does, in terms of memory: two nodes of equal work have equal results."""
+    read = tuple([(graph.specs[x].shape, access[x]) if isinstance(x, Id) else repr(x) for x in node.inputs])
+    return node.op.name, read, tuple(sorted(node.params.items())), graph.specs[node.outputs[0]]
+
+
+def _still(graph: Graph, access: dict[Id, Access], node: Node) -> list[int]:
+    """Dimensions along which no operand of a MAP node moves."""
+    shape = graph.specs[node.outputs[0]].shape
+    return [i for i, n in enumerate(shape) if n > 1 and not any(access[x].strides[i] for x in node.reads)]
 
 
 def _constant(x: Id, data: np.ndarray) -> tuple[np.ndarray, Access]:
@@ -128,8 +150,8 @@ def _constant(x: Id, data: np.ndarray) -> tuple[np.ndarray, Access]:
     return flat, Access(x, 0, tuple([0 if repeated else s for repeated, s in zip(is_repeated, strides)]))
 
 
-def _largest_order(graph: Graph, access: dict[Id, Access], node: Node) -> tuple[int, ...] | None:
-    best, best_count = None, -1
+def _largest_order(graph: Graph, access: dict[Id, Access], node: Node) -> tuple[int, ...]:
+    best, best_count = tuple(range(graph.specs[node.outputs[0]].ndim)), -1
     for x in node.reads:
         shape, strides = graph.specs[x].shape, access[x].strides
         count = 1

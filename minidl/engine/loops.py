@@ -19,6 +19,8 @@ def loop_of(layout: Layout, node: Node) -> Loop:
     space = y if node.op.kind is MAP else node.inputs[0]
     shape = specs[space].shape
     order = [i for i in memory_order(shape, access[space].strides) if shape[i] != 1]
+    if node.op.kind is MAP:
+        order = [i for i in order if access[y].strides[i] != 0]  # along the others everything stays the same
     steps: list[Step] = []
     args: list[Any] = []
     floats = []

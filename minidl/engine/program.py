@@ -60,7 +60,7 @@ class Program:
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results for these inputs, as arrays of their own."""
-        with self._lock:
+        with self._lock, np.errstate(all="ignore"):  # inf and nan are results like others
             for target, source in zip(self._inputs, arrays):
                 np.copyto(target, source)
             for step in self.steps:

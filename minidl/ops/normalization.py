@@ -84,10 +84,16 @@ def _(g, x, mu, var, scale, *, epsilon):
     return x, vector, vector
 
 
-@op(MAP, samples=lambda r: [case(*r.uniform(0.2, 2, size=(5, 4, 3)), epsilon=1e-5)])
-def batchnorm_fixed(x, mu, var, scale, offset, *, epsilon):
+@op(MAP, samples=lambda r: [case(*r.uniform(0.2, 2, size=(2, 4, 3)), epsilon=1e-5)])
+def batchnorm_factor(scale, var, *, epsilon):
+    """What batch normalisation multiplies by: one number per channel, so worth computing apart."""
+    return scale / sqrt(var + epsilon)
+
+
+@op(MAP, samples=lambda r: [case(*r.uniform(0.2, 2, size=(4, 4, 3)))])
+def batchnorm_fixed(x, mu, factor, offset):
     """Batch normalisation with given statistics."""
-    return (x - mu) / sqrt(var + epsilon) * scale + offset
+    return (x - mu) * factor + offset
 
 
 @op(MAP)
@@ -137,7 +143,8 @@ def batchnorm(
     offset, scale = vector("batchnorm", "offset", offset, channels), vector("batchnorm", "scale", scale, channels)
     if nargout == 1 and mu is not None:
         mu, sigmaSq = vector("batchnorm", "mu", mu, channels), vector("batchnorm", "sigmaSq", sigmaSq, channels)
-        y = batchnorm_fixed(arranged(x, plan.order, plan.full), mu, sigmaSq, scale, offset, epsilon=epsilon)
+        factor = batchnorm_factor(scale, sigmaSq, epsilon=epsilon)
+        y = batchnorm_fixed(arranged(x, plan.order, plan.full), mu, factor, offset)
     else:
         matrix = arranged(x, plan.order, plan.matrix)
         y, mean, variance = batchnorm_train(

@@ -19,7 +19,7 @@ from minidl.backends.cpu import loops
 from minidl.core.apply import constant
 from minidl.core.dlarray import DLArray, dlarray
 from minidl.core.loop import Access, Loop, Step, Store, Temp
-from minidl.core.op import OPS
+from minidl.core.op import MAP, OPS
 from minidl.engine.layout import order_of
 from minidl.engine.program import compile_graph
 from minidl.kernels.cpu.threads import set_thread_count
@@ -137,6 +137,43 @@ def test_results_do_not_depend_on_the_number_of_threads(all_threads):
         found.append(replayed(everything, x))
     for other in found[1:]:
         assert all(map(np.array_equal, found[0], other))
+
+
+# the words of the texts ------------------------------------------------------------------------------------------
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, -2.5, 0.3, -3.0, 5.0, 0.9999, -0.9999, 1.0001, np.inf, -np.inf, np.nan,
+           0.49999997, 8388609.0, 1e-30, -1e30, 1e-45, 88.0, -88.0, 710.0, 4503599627370497.0]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype, rounding", [("float32", 3e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize("arity", [1, 2])
+def test_special_values(arity, dtype, rounding):
+    ops = [op for op in OPS.values() if op.kind is MAP and op.text and op.arity == arity and op.is_float]
+    pairs = np.array(list(itertools.product(SPECIAL, repeat=2))).astype(dtype)
+    x, y = (np.resize(column, 5000) for column in pairs.T)  # so large that the ops share loops
+
+    def function(x, y):
+        if arity == 1:
+            return [op(x) for op in ops] + [m.where(x > 0.2, x, y), m.where(y <= x, 2.0, x)]
+        return [z for op in ops for z in (op(x, y), op(x, 2.0), op(-0.5, y), op(x, 3))]
+
+    names = [op.name for op in ops for _ in range(1 if arity == 1 else 4)] + ["where"] * 2
+    with np.errstate(all="ignore"):
+        expected = [z.extractdata() for z in function(dlarray(x), dlarray(y))]
+        for name, a, b in zip(names, replayed(function, x, y), expected):
+            is_same = (a == b) | ((a != a) & (b != b))
+            if b.dtype.kind == "f":
+                is_same |= np.abs(a - b) <= rounding * np.abs(b)
+                is_same &= (np.signbit(a) == np.signbit(b)) | (b != b)
+            wrong = np.flatnonzero(~is_same)[:3]
+            assert not len(wrong), f"{name} of {x[wrong]}, {y[wrong]}: {a[wrong]}, {b[wrong]}"
+
+
+def test_casts():
+    x = np.array([0.0, -0.0, 0.5, -3.7, np.nan, np.inf, 1e300, 1e-300])
+    function = lambda x: [m.single(x), m.double(m.single(x)), m.logical(x), m.single(m.logical(x)) * 2 - (x > 0)]  # noqa: E731
+    with np.errstate(all="ignore"):
+        for a, b in zip(replayed(function, x), function(dlarray(x))):
+            assert a.dtype == b.dtype and np.array_equal(a, b.extractdata(), equal_nan=True)
 
 
 # numbers in the text ----------------------------------------------------------------------------------------------

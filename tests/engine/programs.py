@@ -165,22 +165,25 @@ class Program(NamedTuple):
         return pool[-self.count :]
 
     def gradients(self, *inputs: DLArray) -> list[DLArray]:
-        outputs = self.run(inputs)
-        found = list(outputs)
-        loss = total(outputs)
-        wanted = [x for x in inputs if x.dtype.kind == "f"]
-        for _ in range(self.order):
-            if not wanted:
-                break
-            loss = loss + 0.0 * total(inputs)  # keeps it on the tape, whatever it depends on
-            g = m.dlgradient(loss, wanted, EnableHigherDerivatives=True)
-            found += g
-            loss = total([x * x for x in g])
-        return found
+        return gradients_of(lambda *inputs: self.run(inputs), self.order, *inputs)
 
     def __repr__(self) -> str:
         lines = [f"  {i}: {NAMES[s.name]} of {s.a}, {s.b} with {s.p}, {s.q}" for i, s in enumerate(self.steps)]
         return "\n".join([f"program, {self.count} outputs, gradients to order {self.order}", *lines])
+
+
+def gradients_of(function: Callable[..., list[DLArray]], order: int, *inputs: DLArray) -> list[DLArray]:
+    """Results of a function and the gradients of their sum, of the sum of the squares of those, ... up to `order`."""
+    outputs = function(*inputs)
+    found = list(outputs)
+    loss = total(outputs)
+    wanted = [x for x in inputs if x.dtype.kind == "f"]
+    for _ in range(order if wanted else 0):
+        loss = loss + 0.0 * total(inputs)  # keeps it on the tape, whatever it depends on
+        g = m.dlgradient(loss, wanted, EnableHigherDerivatives=True)
+        found += g
+        loss = total([x * x for x in g])
+    return found
 
 
 def total(arrays: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import hypothesis.strategies as st
 import numpy as np
@@ -204,6 +205,15 @@ def test_many_threads_run_one_program():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_overflow_is_a_result_like_others(mode):
+    program = compiled(lambda x: [m.cumsum(x), x.T @ x, m.log(x - x), x / 0], dlarray(X * 0), mode=mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = run(program, dlarray(np.full((2, 3), 3e38, np.float32)))
+    assert all(np.isinf(y).any() for y in found)
 
 
 def test_a_fault_in_one_step_leaves_the_program_usable():

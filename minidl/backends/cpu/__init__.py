@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import reference
+from minidl.backends.cpu.memory import keep_freed_memory
 
 # op -> room in kernels/cpu; a kernel is called like its op
 ROOMS = {
@@ -77,5 +78,6 @@ def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]
 
 @functools.cache
 def _kernel(name: str, room: str) -> tuple[Any, Any]:
+    keep_freed_memory()
     module = importlib.import_module(f"minidl.kernels.cpu.{room}")
     return getattr(module, name), getattr(module, f"{name}_scratch", None)
