@@ -13,6 +13,7 @@ import pickle
 import random
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -41,6 +42,7 @@ class Recording:
     def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
         self.tape = Tape(everything=True)
         self.plain = [x for x in leaves if isinstance(x, np.ndarray)]
+        self.sources = [x for x in leaves if hasattr(type(x), "__next__") or hasattr(type(x), "hasdata")]
         is_nested = bool(open_tapes())
         fresh: dict[int, DLArray] = {}
         inside = []
@@ -281,7 +283,7 @@ class AcceleratedFunction:
         return f"AcceleratedFunction with properties:\n\n{body}"
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> Any:
         function, name = self._function, getattr(self, "__qualname__", "<locals>")
@@ -299,7 +301,7 @@ class AcceleratedFunction:
         return {name: getattr(self, name) for name in ("Enabled", "CacheSize", "CheckMode", "CheckTolerance")}
 
     # calling ----------------------------------------------------------------------------------------------------
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if not self._enabled or any(tape.everything for tape in open_tapes()):
             return self._function(*args, **kwargs)  # inside another recording the calls become part of that one
         leaves, structure = flatten((args, kwargs))
@@ -331,7 +333,7 @@ class AcceleratedFunction:
             with self._lock:
                 self._calls -= 1  # as if it had not been called
             raise
-        if recording.tape.reads:
+        if recording.tape.reads or recording.sources:
             self._keep(key, None)
         elif not recording.has_host_draws and recording.is_alone():
             self._keep(key, Trace(recording, self._name(), is_exact=self._numerics == "exact"))
@@ -345,6 +347,12 @@ class AcceleratedFunction:
             "this one cannot be replayed. Keep to dlarray operations there, or pass the number as an argument."
             for line in dict.fromkeys(recording.tape.reads)
         ]
+        if recording.sources:
+            kinds = ", ".join(dict.fromkeys(type(x).__name__ for x in recording.sources))
+            found.append(
+                f"dlaccelerate: {self._name()} was given a source of data ({kinds}), which may give something else "
+                "each time; the result is right, but the call cannot be replayed. Read the data first and pass that."
+            )
         if recording.has_host_draws:
             found.append(
                 f"dlaccelerate: while {self._name()} ran, Python's or NumPy's random numbers were drawn; the result is "
@@ -596,6 +604,7 @@ def clearCache(accfun: AcceleratedFunction) -> None:
 
     >>> clearCache(dlaccelerate(abs))
     """
+    accfun = getattr(accfun, "__func__", accfun)  # of a method
     if not isinstance(accfun, AcceleratedFunction):
         raise DTypeError(f"clearCache: an AcceleratedFunction is wanted; got {type(accfun).__name__}.")
     accfun.clearCache()

@@ -111,7 +111,13 @@ def test_decorators_and_methods():
     a, b = Model(2.0), Model(3.0)
     for _ in range(3):  # A11: one accelerated method, two instances
         assert a.forward(dlarray(1.0)).item() == 2.0 and b.forward(dlarray(1.0), shift=1.0).item() == 4.0
-    assert Model.forward.HitRate == pytest.approx(100 * 4 / 6) and a.fixed(dlarray(1.0)).item() == 2.0
+    assert Model.forward.HitRate == a.forward.HitRate == pytest.approx(100 * 4 / 6)
+    m.clearCache(a.forward)
+    assert b.forward.Occupancy == 0 and a.fixed(dlarray(1.0)).item() == 2.0
+    for call in (dlaccelerate(a.forward), dlaccelerate(functools.partial(a.forward, shift=2.0)), dlaccelerate(np.sin)):
+        assert_close(call(dlarray(1.0)), call.Function(dlarray(1.0)), 1e-12)
+        assert_close(call(dlarray(2.0)), call.Function(dlarray(2.0)), 1e-12)
+        assert call.HitRate == 50
     assert dlaccelerate(double).Function is double.Function
 
 
@@ -595,6 +601,11 @@ def test_inside_and_outside_of_dlfeval_are_traces_of_their_own():
     assert counted.count == 2 and accfun.HitRate == 50
 
 
+def test_arguments_of_any_name():
+    accfun = dlaccelerate(lambda **named: named["self"] * named["x"])
+    assert accfun(self=dlarray(2.0), x=3.0).item() == 6.0
+
+
 def test_positional_and_keyword_arguments():
     def function(x, y=2.0, *more, scale=1.0, **others):
         return x * y * scale + sum(more) + sum(others.values())
@@ -629,6 +640,17 @@ def test_A10_objects_are_kept_alive_so_that_their_identity_is_theirs():
         assert accfun(dlarray(1.0), argument).item() == k
         del argument
     assert counted.count == 20
+
+
+def test_A10_what_gives_something_else_each_time_is_never_frozen():
+    counted, accfun = accelerated(lambda x, source: x * next(source))
+    numbers = iter([1.0, 2.0, 3.0])
+    with pytest.warns(TraceWarning, match=r"source of data \(list_iterator\).*Read the data first") as caught:
+        assert [accfun(dlarray(1.0), numbers).item() for _ in range(3)] == [1, 2, 3]
+    assert len(caught) == 1 and accfun.Occupancy == 0
+    queue = m.minibatchqueue(m.arrayDatastore(np.arange(6.0)), MiniBatchSize=2)
+    accfun = dlaccelerate(lambda x, queue: m.sum(x + next(queue), "all"))
+    assert [quietly(accfun, dlarray(0.0), queue).item() for _ in range(3)] == [1, 5, 9]
 
 
 def test_A12_the_backend_is_part_of_the_signature():

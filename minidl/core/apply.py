@@ -16,6 +16,7 @@ from minidl.core import dlarray as handles
 from minidl.core.labels import match
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
 from minidl.core.tape import Call, alone, open_tapes
+from minidl.core.vocabulary import named
 
 if TYPE_CHECKING:
     from minidl.core.op import Op
@@ -105,14 +106,14 @@ def _expand(op: Op, operands: list[Any]) -> tuple[list[Any], str]:
         return operands, labels
     shapes = tuple([x._value.spec.shape for x in arrays])
     shape, labels, dims = match(op.name, shapes, tuple([x._labels for x in arrays]))
-    broadcast = _op("broadcast")
+    broadcast = named("broadcast")
     where = iter(dims)
     expanded = []
     for x in operands:
         if isinstance(x, handles.DLArray):
             dim = next(where)
             if len(dim) < len(x._value.spec.shape):  # its last dimensions, of size 1, are not there in the result
-                x = _op("view_as")(x, shape=x._value.spec.shape[: len(dim)])
+                x = named("view_as")(x, shape=x._value.spec.shape[: len(dim)])
             if x._value.spec.shape != shape:
                 x = broadcast(x, shape=shape, dims=dim)
         expanded.append(x)
@@ -141,13 +142,7 @@ def _unify(op: Op, operands: list[Any]) -> None:
         if isinstance(x, handles.DLArray):
             dtype = wanted.get(types[i if i < last else last], x._value.spec.dtype)
             if x._value.spec.dtype != dtype:
-                operands[i] = _op("cast")(x, dtype=dtype.name)
-
-
-def _op(name: str) -> Op:
-    from minidl.core.op import OPS  # op.py imports this file: its ops call `apply`
-
-    return OPS[name]
+                operands[i] = named("cast")(x, dtype=dtype.name)
 
 
 def abstract(spec: Spec) -> Any:

@@ -8,7 +8,10 @@ from typing import Any
 
 from minidl.core.apply import apply
 from minidl.core.errors import MinidlError
+from minidl.core.loop import Loop, loop_of_body
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, Spec
+from minidl.core.vocabulary import OPS as OPS
+from minidl.core.vocabulary import named as named
 
 Rule = Callable[..., Any]
 Case = tuple[tuple[Any, ...], dict[str, Any]]
@@ -24,9 +27,6 @@ class Kind(enum.Enum):
 
 
 MAP, REDUCE, VIEW, KERNEL = Kind
-
-OPS: dict[str, Op] = {}
-
 
 class Op:
     """A named operation: kind, rules and, where other ops can say it, its body.
@@ -87,10 +87,8 @@ class Op:
     def input_type(self, i: int) -> str:
         return self.input_types[min(i, len(self.input_types) - 1)]
 
-    def loop(self, dtypes: tuple[Any, ...], moves: tuple[bool, ...], params: dict[str, Any]) -> Any:
+    def loop(self, dtypes: tuple[Any, ...], moves: tuple[bool, ...], params: dict[str, Any]) -> Loop:
         """The body of a MAP op as one loop (see `core.loop`), for backends."""
-        from minidl.core.loop import loop_of_body
-
         return loop_of_body(self, dtypes, moves, params)
 
     def output_specs(self, specs: Sequence[Any], params: dict[str, Any]) -> tuple[Spec, ...]:
@@ -129,11 +127,6 @@ def op(kind: Kind, **facts: Any) -> Callable[[Rule], Op]:
         return new
 
     return declare
-
-
-def named(name: str) -> Op:
-    """The op of that name."""
-    return OPS[name]
 
 
 def case(*inputs: Any, **params: Any) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from minidl.core.op import MAP, REDUCE, VIEW
@@ -65,25 +66,18 @@ def schedule(layout: Layout, *, is_fusing: bool = True) -> Schedule:
 
 def _join(tasks: list[Task], loop: Loop) -> bool:
     """Join `loop` to the latest task that can take it; it then runs at that task's place."""
+    reads, large = loop.reads, _large_loads(loop) if math.prod(loop.sizes) >= SMALL else set()
     for i in range(len(tasks) - 1, -1, -1):
         task = tasks[i]
-        if isinstance(task.work, Loop) and _is_useful(task.work, loop):
+        is_needed = not reads.isdisjoint(task.writes)
+        if isinstance(task.work, Loop) and (is_needed or (large & task.reads and large & _large_loads(task.work))):
             both = joined(task.work, loop)
             if both is not None and _array_count(both) <= MOST_ARRAYS:
                 tasks[i] = Task(both, both.reads, both.writes)
                 return True
-        if loop.reads.intersection(task.writes):
-            return False  # the loop needs this task: it cannot run before it
+        if is_needed:
+            return False  # the loop cannot run before what it needs
     return False
-
-
-def _is_useful(first: Loop, second: Loop) -> bool:
-    if second.reads.intersection(first.writes):
-        return True
-    count = 1
-    for size in second.sizes:
-        count *= size
-    return count >= SMALL and bool(_large_loads(first) & _large_loads(second))
 
 
 def _large_loads(loop: Loop) -> set[Id]:
@@ -105,8 +99,6 @@ def _trimmed(layout: Layout, tasks: list[Task]) -> list[Task]:
         kept.append(task)
         needed |= task.reads
     return kept[::-1]
-
-
 
 
 def describe(work: Any) -> str:

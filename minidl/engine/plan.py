@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 
 from minidl.core.spec import Spec
@@ -54,17 +55,17 @@ def plan_memory(schedule: Schedule) -> Plan:
         buffer = access[y].buffer
         if buffer in lives:
             lives[buffer] = (lives[buffer][0], end)
-    placed: list[tuple[int, int, int, int]] = []  # offset, end offset, first, last
+    placed: list[tuple[int, int, int, int]] = []  # offset, end offset, first, last; in order of offsets
     offsets: dict[Id, int] = {}
     for buffer in sorted(lives, key=lambda b: (-graph.specs[b].nbytes, b)):
         first, last = lives[buffer]
         size = -(-max(graph.specs[buffer].nbytes, 1) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         offset = 0
-        for low, high, born, dead in sorted(placed):
+        for low, high, born, dead in placed:
             if born <= last and first <= dead:
                 if low - offset >= size:
                     break
                 offset = max(offset, high)
-        placed.append((offset, offset + size, first, last))
+        bisect.insort(placed, (offset, offset + size, first, last))
         offsets[buffer] = offset
     return Plan(schedule, offsets, max((high for _, high, _, _ in placed), default=0))
