@@ -121,6 +121,11 @@ class Trace:
                     self._program = compile_graph(self.graph, self._orders, backends.current(), is_exact=self.is_exact)
         return self._program
 
+    @functools.cached_property
+    def op(self) -> Op:
+        """A replay as an op, for the tapes that are open around it."""
+        return _replay_op(self)
+
     def replay(self, inputs: list[Value]) -> Any:
         """Results for these inputs, as the recorded function returned them; state cells change as it changed them."""
         if self.changed:
@@ -134,7 +139,7 @@ class Trace:
             values = self._run(inputs)
         tapes = open_tapes()
         if tapes:
-            call = Call(_replay_op(self), tuple(inputs), {}, tuple(values))
+            call = Call(self.op, tuple(inputs), {}, tuple(values))
             for tape in tapes:
                 tape.record(call)
         made = iter(values)

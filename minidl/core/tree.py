@@ -48,7 +48,9 @@ def _build(structure: Any, leaves: Iterator[Any]) -> Any:
     if names is None:
         return kind(*built) if hasattr(kind, "_fields") else kind(built)
     if issubclass(kind, dict):
-        return kind(zip(names, built))
+        fields: Any = kind.__new__(kind)  # defaultdict and its like take other arguments than dict
+        fields.update(zip(names, built))
+        return fields
     new = object.__new__(kind)  # a dataclass: as it was, without running __init__ again
     for name, child in zip(names, built):
         object.__setattr__(new, name, child)

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from engine.programs import LAYOUTS, assert_close, recorded
@@ -263,6 +264,7 @@ def works(number):
 def fresh(tmp_path, monkeypatch):
     """An empty cache folder, and nothing in memory."""
     monkeypatch.setenv("MINIDL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # compiled code beside its source
     monkeypatch.setattr(loops, "_addresses", {})
     return tmp_path / "cache"
 

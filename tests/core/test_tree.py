@@ -86,3 +86,12 @@ def test_differences_in_words(a, b, text):
     with pytest.raises(ShapeError, match="^solve: containers differ") as found:
         map_tree(lambda x, y: x, a, b, who="solve")
     assert text in str(found.value)
+
+
+def test_dictionaries_of_other_kinds_come_back():
+    from collections import OrderedDict, defaultdict
+
+    for tree in (defaultdict(list, a=1, b=[2]), OrderedDict(b=1, a=2)):
+        leaves, structure = flatten(tree)
+        again = unflatten(structure, leaves)
+        assert again == tree and type(again) is type(tree)
