@@ -28,7 +28,7 @@ from pathlib import Path
 
 import llvmlite.ir as ir
 import numpy as np
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.core.compiler import Flags
 from numba.core.cpu import FastMathOptions
@@ -104,6 +104,16 @@ def _pause(typing):
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def _word(typing, address):
+    """The int64 at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], _int64.as_pointer()))
+
+    return types.int64(types.int64), generate
 
 
 @intrinsic
@@ -380,6 +390,26 @@ def parallel_call(address: int, count: int, grain: int, table: np.ndarray, held=
         _run_job(pool.array, count, step, address, arguments)
     finally:
         pool.busy.release()
+
+
+@cfunc(types.void(types.int64, types.int64, types.CPointer(types.int64)), cache=True)
+def _pieces(start, stop, table):
+    """A range of pieces: pieces[i] is (first index, one past the last, address of a table) of one call."""
+    for i in range(start, stop):
+        piece = table[1] + 24 * i
+        _call(table[0], _word(piece), _word(piece + 8), _word(piece + 16))
+
+
+def parallel_each(address: int, grain: int, counts: list[int], tables: list[np.ndarray]) -> None:
+    """parallel_call for many tables at once, with a range of its own each; ranges are cut into pieces of `grain`."""
+    pieces = [
+        (start, min(start + grain, count), table.__array_interface__["data"][0])
+        for count, table in zip(counts, tables)
+        for start in range(0, count, grain)
+    ]
+    rows = np.array(pieces, np.int64).reshape(-1, 3)
+    table = np.array([address, rows.__array_interface__["data"][0]], np.int64)
+    parallel_call(_pieces.address, len(rows), 1, table, rows)
 
 
 def rest() -> None:

@@ -45,6 +45,29 @@ def apply(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
     return tuple([handles.DLArray(value, labels) for value in outputs])
 
 
+def apply_each(op: Op, rows: list[tuple[Any, ...]]) -> list[Any]:
+    """`apply` for many rows of operands: one pass over all of them where nothing is recorded and the backend can.
+
+    op   : a MAP op of floats with a body, such as a solver's step.
+    rows : its operands, for one parameter after the other.
+    """
+    run_each = getattr(backends.current(), "run_each", None)
+    ready = [[x if type(x) in _READY else handles.operand(op.name, x) for x in row] for row in rows]
+    firsts = [_uniform(operands) for operands in ready]
+    if run_each is None or open_tapes() or any(first is None or not first._value.spec.size for first in firsts):
+        return [apply(op, row, {}) for row in rows]
+    work = []
+    for operands in ready:
+        specs = op.output_specs([x._value.spec if type(x) is handles.DLArray else x for x in operands], {})
+        work.append((specs, [x._value.data if type(x) is handles.DLArray else x for x in operands]))
+    with np.errstate(all="ignore"):
+        results = run_each(op, work, {})
+    return [
+        tuple([handles.DLArray(Value(spec, data), first._labels) for spec, data in zip(specs, made)])
+        for first, (specs, _), made in zip(firsts, work, results)
+    ]
+
+
 _READY = (handles.DLArray, float, int, bool)
 
 

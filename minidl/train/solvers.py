@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from minidl.core.apply import apply_each
 from minidl.core.dlarray import DLArray, check_data
 from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, number
 from minidl.core.labels import describe
@@ -102,7 +103,7 @@ def adamupdate(
     root = sqrt if isinstance(t, DLArray) else math.sqrt
     rates = _PerType(rate * (root(_correction(sqGradDecay, t)) / _correction(gradDecay, t)))
     constants = (gradDecay, 1 - gradDecay, sqGradDecay, 1 - sqGradDecay, epsilon)
-    return put([adam(p, g, m, v, rates[p], *constants) for p, g, m, v in leaves], 3)
+    return put(apply_each(adam, [(p, g, m, v, rates[p], *constants) for p, g, m, v in leaves]), 3)
 
 
 @options
@@ -135,7 +136,7 @@ def sgdmupdate(
     rates = _PerType(_rate(who, learnRate))
     momentum = _decay(who, "momentum", momentum)
     leaves, put = _rows(who, params, grad=grad, vel=vel)
-    return put([sgdm(p, g, velocity, rates[p], momentum) for p, g, velocity in leaves], 2)
+    return put(apply_each(sgdm, [(p, g, velocity, rates[p], momentum) for p, g, velocity in leaves]), 2)
 
 
 @options
@@ -175,7 +176,7 @@ def rmspropupdate(
     epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
     leaves, put = _rows(who, params, grad=grad, averageSqGrad=averageSqGrad)
     constants = (sqGradDecay, 1 - sqGradDecay, epsilon)
-    return put([rmsprop(p, g, v, rates[p], *constants) for p, g, v in leaves], 2)
+    return put(apply_each(rmsprop, [(p, g, v, rates[p], *constants) for p, g, v in leaves]), 2)
 
 
 @options

@@ -40,6 +40,13 @@ def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, An
     return outputs
 
 
+def run_each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[list[np.ndarray]]:
+    """Results of a MAP op with a body for many (specs, arrays), in one pass over all of them."""
+    from minidl.backends.cpu import loops
+
+    return loops.run_each(op, rows, params)
+
+
 def has_kernel(op: Any) -> bool:
     """Whether this backend computes `op` itself, without its body."""
     return op.name in ROOMS or op.name in reference.KERNELS or op.kind_name != "kernel"

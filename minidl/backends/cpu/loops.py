@@ -43,40 +43,76 @@ def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]
     return functools.partial(launch, address, sizes[0], max(1, GRAIN_ITERATIONS // max(inner, 1)), table, held)
 
 
+class _Body:
+    """A MAP op with a body, ready to be computed as one flat loop; arrays of other memory orders are copied first."""
+
+    def __init__(
+        self, op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any], numbers: dict[Any, Any]
+    ) -> None:
+        self.shape, self.size = specs[0].shape, specs[0].size
+        lead = next((x for x in arrays if isinstance(x, np.ndarray) and any(x.strides)), None)
+        self.order = None
+        if lead is not None and not lead.flags.c_contiguous:
+            self.order = sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
+        number = next((x.dtype for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind == "f"), specs[0].dtype)
+        flat, moves, dtypes, addresses = [], [], [], []
+        for x in arrays:
+            is_moving, address = False, None
+            if not isinstance(x, np.ndarray):
+                name = (id(x), number)  # rows share their literals
+                if name not in numbers:
+                    kept = np.full(1, x, np.bool_ if isinstance(x, bool) else number)
+                    numbers[name] = kept, _address(kept), x
+                x, address, _ = numbers[name]
+            elif self.order is None and x.flags.c_contiguous and x.shape == self.shape:
+                x, is_moving = x.reshape(-1), True
+            elif any([stride and n > 1 for stride, n in zip(x.strides, self.shape)]):
+                x = np.ascontiguousarray(x if self.order is None else x.transpose(self.order)).reshape(-1)
+                is_moving = True
+            else:
+                x = x[(slice(1),) * x.ndim].reshape(-1)
+            addresses.append(_address(x) if address is None else address)
+            flat.append(x)
+            moves.append(is_moving)
+            dtypes.append(x.dtype)
+        key = (op.name, tuple(dtypes), tuple(moves), tuple(params.items()))
+        printed = _bodies.get(key)
+        if printed is None:
+            printed = _bodies[key] = Printed(op.loop(tuple(dtypes), tuple(moves), params))
+        self.text = printed.text
+        self.made = [np.empty(self.size, spec.dtype) for spec in specs]
+        self.held = flat
+        self.table = printed.flat_table(self.size, addresses + [_address(y) for y in self.made])
+
+    def results(self) -> list[np.ndarray]:
+        """What was computed, in shape."""
+        if self.order is None:
+            return [y.reshape(self.shape) for y in self.made]
+        permuted = tuple(self.shape[i] for i in self.order)
+        return [y.reshape(permuted).transpose(np.argsort(self.order)) for y in self.made]
+
+
 def run_body(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> list[np.ndarray]:
-    """A MAP op with a body, computed at once as one flat loop; arrays of other memory orders are copied first."""
-    shape, size = specs[0].shape, specs[0].size
-    if size == 0:
+    """Results of a MAP op with a body, computed at once."""
+    if specs[0].size == 0:
         return [np.empty(spec.shape, spec.dtype) for spec in specs]
-    lead = next((x for x in arrays if isinstance(x, np.ndarray) and any(x.strides)), None)
-    order = None
-    if lead is not None and not lead.flags.c_contiguous:
-        order = sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
-    number = next((x.dtype for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind == "f"), specs[0].dtype)
-    flat, moves, dtypes = [], [], []
-    for x in arrays:
-        is_moving = False
-        if not isinstance(x, np.ndarray):
-            x = np.full(1, x, np.bool_ if isinstance(x, bool) else number)
-        elif any([stride and n > 1 for stride, n in zip(x.strides, shape)]):
-            x, is_moving = np.ascontiguousarray(x if order is None else x.transpose(order)).reshape(-1), True
-        else:
-            x = x[(slice(1),) * x.ndim].reshape(-1)
-        flat.append(x)
-        moves.append(is_moving)
-        dtypes.append(x.dtype)
-    key = (op.name, tuple(dtypes), tuple(moves), tuple(params.items()))
-    printed = _bodies.get(key)
-    if printed is None:
-        printed = _bodies[key] = Printed(op.loop(tuple(dtypes), tuple(moves), params))
-    flat += [np.empty(size, spec.dtype) for spec in specs]
-    table, held = printed.table((size,), 1, flat.__getitem__)
-    _launch()(compiled(printed.text), size, GRAIN_ITERATIONS, table, held)
-    made = flat[len(arrays) :]
-    if order is None:
-        return [y.reshape(shape) for y in made]
-    permuted = tuple(shape[i] for i in order)
-    return [y.reshape(permuted).transpose(np.argsort(order)) for y in made]
+    body = _Body(op, specs, arrays, params, {})
+    _launch()(compiled(body.text), body.size, GRAIN_ITERATIONS, body.table, body.held)
+    return body.results()
+
+
+def run_each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[list[np.ndarray]]:
+    """run_body for many (specs, arrays) of the same op in one pass over all of them."""
+    from minidl.kernels.cpu.threads import parallel_each
+
+    numbers: dict[Any, Any] = {}
+    bodies = [_Body(op, specs, arrays, params, numbers) for specs, arrays in rows]
+    by_text: dict[str, list[_Body]] = {}
+    for body in bodies:
+        by_text.setdefault(body.text, []).append(body)
+    for text, alike in by_text.items():
+        parallel_each(compiled(text), GRAIN_ITERATIONS, [b.size for b in alike], [b.table for b in alike])
+    return [body.results() for body in bodies]
 
 
 _bodies: dict[Any, Printed] = {}
@@ -96,6 +132,7 @@ class Printed:
         self._slots: list[tuple[Any, ...]] = []
         self._head: list[str] = []
         self._literals: dict[tuple[str, str], str] = {}
+        self._flat: tuple[list[int], list[np.ndarray], list[int]] | None = None
         strides = {id(s): s.access.strides or (0,) for s in loop.stores}
         reduced = {id(s): [k for k, stride in enumerate(strides[id(s)]) if stride == 0] for s in loop.stores}
         combining = [s for s in loop.stores if s.combine and reduced[id(s)]]
@@ -144,6 +181,20 @@ class Printed:
                     kept if part == "kept" else nbytes if part in ("block_bytes", "total_bytes") else _address(array)
                 )
         return np.array(numbers, np.int64), held
+
+    def flat_table(self, size: int, addresses: list[int]) -> np.ndarray:
+        """The table of a loop over flat arrays without reductions, its buffers numbered from 0."""
+        if self._flat is None:
+            literals = [np.full(1, what, more[0]) for kind, what, *more in self._slots if kind == "literal"]
+            place = iter(range(len(addresses) + 1, len(addresses) + 1 + len(literals)))
+            picks = [
+                0 if kind == "size" else 1 + what.buffer if kind == "address" else next(place)
+                for kind, what, *_ in self._slots
+            ]
+            self._flat = picks, literals, [_address(x) for x in literals]
+        picks, _, more = self._flat
+        pool = [size, *addresses, *more]
+        return np.array([pool[i] for i in picks], np.int64)
 
     def _kept(self, store: Any, sizes: tuple[int, ...]) -> int:
         return int(np.prod([sizes[k] for k, s in enumerate(store.access.strides) if s != 0], dtype=np.int64))
