@@ -318,7 +318,7 @@ class Progress:
         axes.set_ylim(bottom=0)
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.perf_counter() - self.start))
         axes.set_title(f"Epoch: {self.epoch}, Elapsed: {elapsed}")
-        if has_display():
+        if shows_windows():
             self.figure.canvas.draw_idle()
             self.figure.canvas.flush_events()
 
@@ -401,10 +401,15 @@ def pyplot():
     return plt
 
 
+def shows_windows():
+    """Whether figures appear in windows: there is a display, and a toolkit with which matplotlib can draw there."""
+    return has_display() and pyplot().get_backend().lower() != "agg"
+
+
 def show(figure, name):
     """Show a figure in its window, or write it to a PNG file where there is no display."""
     figure.tight_layout()
-    if has_display():
+    if shows_windows():
         figure.show()
     else:
         path = Path(f"{name}.png")
@@ -587,7 +592,7 @@ def main(argv=None):
         print(f"{name} model on the test data: accuracy {accuracy:.2f} %, angle error (RMSE) {rmse:.2f} degrees")
     test_figure(imagesTest, labelsTest, anglesTest, labelsPred, anglesPred)
 
-    if has_display():
+    if shows_windows():
         pyplot().show()  # keep the windows open until the user closes them
     return results
 

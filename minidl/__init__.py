@@ -15,17 +15,19 @@ from minidl.core.dlarray import DLArray, dlarray, isdlarray
 from minidl.core.errors import (
     AccelerationWarning,
     DataError,
+    DeviceError,
     DTypeError,
     EmptyDataError,
     LabelError,
     MinidlError,
     OptionError,
     ShapeError,
+    SubscriptError,
     TraceError,
     TraceWarning,
 )
 from minidl.core.random import rng
-from minidl.core.struct import struct
+from minidl.core.struct import FieldError, struct
 from minidl.data import *  # noqa: F403
 from minidl.ops import *  # noqa: F403
 from minidl.train import *  # noqa: F403
@@ -33,9 +35,9 @@ from minidl.train import *  # noqa: F403
 __version__ = "0.1.0"
 
 __all__ = [
-    "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "EmptyDataError", "LabelError",
-    "MinidlError", "OptionError", "ShapeError", "TraceError", "TraceWarning", "clearCache", "dlaccelerate", "dlarray",
-    "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
+    "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "DeviceError", "EmptyDataError",
+    "FieldError", "LabelError", "MinidlError", "OptionError", "ShapeError", "SubscriptError", "TraceError",
+    "TraceWarning", "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
 ]  # fmt: skip
 __all__ += data.__all__
 __all__ += ops.__all__

@@ -10,7 +10,7 @@ import numpy as np
 
 from minidl.core.apply import abstract, compute
 from minidl.core.dlarray import DLArray
-from minidl.core.op import KERNEL, MAP, VIEW, Op
+from minidl.core.op import MAP, VIEW, Op
 from minidl.core.spec import Value
 from minidl.core.tape import Tape, alone
 from minidl.engine.graph import Graph, Id, Node
@@ -124,12 +124,11 @@ def _uniform(data: np.ndarray) -> float | None:
 def expand(has_kernel: Callable[[Op], bool]) -> Callable[[Graph], Graph]:
     """The pass that puts an op's body in the place of the op.
 
-    Done where the backend has no kernel and where the body is nothing but MAP, REDUCE and VIEW: such a body fuses with
-    its neighbours, which beats a kernel of its own.
+    Done where the backend has no kernel, and to MAP ops always: their bodies become one loop, with their neighbours.
     """
 
-    def is_kept(graph: Graph, node: Node) -> bool:
-        return has_kernel(node.op) and not _is_loops_alone(graph, node)
+    def is_kept(op: Op) -> bool:
+        return op.body is None or (op.kind is not MAP and has_kernel(op))
 
     def run(graph: Graph) -> Graph:
         graph = graph.with_nodes(graph.nodes)
@@ -143,10 +142,10 @@ def expand(has_kernel: Callable[[Op], bool]) -> Callable[[Graph], Graph]:
 
 
 def _splice(
-    graph: Graph, node: Node, is_kept: Callable[[Graph, Node], bool], kept: list[Node], names: dict[Id, Any]
+    graph: Graph, node: Node, is_kept: Callable[[Op], bool], kept: list[Node], names: dict[Id, Any]
 ) -> None:
     op = node.op
-    if op.body is None or is_kept(graph, node):
+    if is_kept(op):
         kept.append(node)
         return
     numbers: dict[int, Any] = {}
@@ -177,22 +176,6 @@ def body_calls(op: Op, inputs: list[Any], params: dict[str, Any]) -> tuple[Tape,
     with alone(tape):
         result = op.body(*inputs, **params)  # type: ignore[misc]
     return tape, [y._value for y in (result if isinstance(result, tuple) else (result,))]
-
-
-def _is_loops_alone(graph: Graph, node: Node) -> bool:
-    roots = [abstract(graph.specs[x]) if isinstance(x, Id) else x for x in node.inputs]
-    return _has_no_kernel(body_calls(node.op, roots, node.params)[0])
-
-
-def _has_no_kernel(tape: Tape) -> bool:
-    for call in tape.calls:
-        if call.op.body is not None:
-            roots = [abstract(x.spec) if isinstance(x, Value) else x for x in call.inputs]
-            if not _has_no_kernel(body_calls(call.op, roots, call.params)[0]):
-                return False
-        elif call.op.kind is KERNEL and call.inputs:  # one without inputs is a constant to be folded
-            return False
-    return True
 
 
 def simplify(graph: Graph) -> Graph:
