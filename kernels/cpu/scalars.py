@@ -111,9 +111,10 @@ _loop_type = types.void(types.int64, types.int64, types.CPointer(types.int64))
 def loop(function):
     """Compile function(start, stop, table) for calls by address; its code is kept in a cache beside its file.
 
-    IEEE arithmetic, except that a * b + c may be rounded once; x / 0 is inf or nan.
+    IEEE arithmetic, each operation rounded by itself: a loop gives what its operations one by one give. x / 0 is inf
+    or nan.
     """
-    options = dict(error_model="numpy", fastmath={"contract"})
+    options = dict(error_model="numpy")
     try:
         return cfunc(_loop_type, cache=True, **options)(function)
     except RuntimeError:  # no file to keep a cache beside

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_ROWS = 64  # rows summed in the data's own precision before they go to a double: keeps long sums accurate
 CHUNKS = 8  # a large reduction is cut into this many parts, always, so that results do not depend on threads
 CHUNKED_ITERATIONS = 1 << 16
 GRAIN_ITERATIONS = 1 << 13  # so many iterations are worth handing to another thread
@@ -146,7 +145,7 @@ class Printed:
     def table(self, sizes: tuple[int, ...], chunks: int, flat: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, Any]:
         """(the table for these sizes and this memory, what must be kept alive for it)."""
         held: list[Any] = []
-        memory: dict[int, tuple[np.ndarray, int]] = {}
+        totals: dict[int, np.ndarray] = {}
         numbers = []
         for kind, what, *more in self._slots:
             if kind == "size":
@@ -168,19 +167,13 @@ class Printed:
                 array = np.empty(self._kept(what, sizes), _wide(what.dtype))
                 held.append(array)
                 numbers.append(_address(array))
-            else:  # memory of a reduction: sums of a block of rows, totals of a chunk
-                store, part = what, kind
-                kept = self._kept(store, sizes)
-                key = 2 * id(store) + (part in ("block", "block_bytes"))
-                if key not in memory:
-                    array = np.empty((chunks, kept), store.dtype if key % 2 else _wide(store.dtype))
-                    memory[key] = array, kept * array.itemsize
-                    held.append(array)
-                array, nbytes = memory[key]
-                numbers.append(
-                    kept if part == "kept" else nbytes if part in ("block_bytes", "total_bytes") else _address(array)
-                )
-        return np.array(numbers, np.int64), held
+            else:  # totals of a reduction: "kept" numbers per chunk, "total" where, "total_bytes" from chunk to chunk
+                if id(what) not in totals:
+                    totals[id(what)] = np.empty((chunks, self._kept(what, sizes)), _wide(what.dtype))
+                array = totals[id(what)]
+                facts = {"kept": array.shape[1], "total": _address(array), "total_bytes": array.strides[0]}
+                numbers.append(facts[kind])
+        return np.array(numbers, np.int64), [held, totals]
 
     def flat_table(self, size: int, addresses: list[int]) -> np.ndarray:
         """The table of a loop over flat arrays without reductions, its buffers numbered from 0."""
@@ -288,7 +281,7 @@ class Printed:
         self, at: Any, before_row: list[str], after_row: list[str], after_slab: list[str]
     ) -> list[str]:
         last = self.rank - 1
-        before_chunk, before_block, after_block, merge = [], [], [], []
+        before_chunk, merge = [], []
         for j, store in enumerate(self.totals):
             wide = _wide(store.dtype)
             strides = store.access.strides or (0,)
@@ -306,28 +299,15 @@ class Printed:
                 before_row.append(f"u{j} = {_identity(store, wide)}")
                 at[last].append(f"u{j} = {_combined(store, f'u{j}', source)}")
                 after_row.append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', f'u{j}')}")
-            elif wide == store.dtype or 0 in strides[1:last]:  # a block has more rows than its sums keep digits for
-                at[last].append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', source)}")
             else:
-                self._slot(f"b{j}", "block", store)
-                self._slot(f"bb{j}", "block_bytes", store)
-                before_block += [
-                    f"b = {_type(store.dtype)}_at(b{j} + p * bb{j})", f"for j in range({m}):",
-                    f"    b[j] = {_identity(store, store.dtype)}", f"d{j} = b",
-                ]  # fmt: skip
-                at[last].append(f"d{j}[{index}] = {_combined(store, f'd{j}[{index}]', source)}")
-                after_block += [f"for j in range({m}):", f"    c{j}[j] = {_combined(store, f'c{j}[j]', f'd{j}[j]')}"]
+                at[last].append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', source)}")
             self._slot(f"z{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
             merge += self._merge(j, store, kept, index)
         lines = ["    for p in range(start, stop):", "        if p == chunks:"]
         lines += ["            " + line for line in [*merge, "continue"]]
         lines += ["        " + line for line in before_chunk]
         lines.append("        low, high = p * n0 // chunks, (p + 1) * n0 // chunks")
-        lines.append(f"        for block in range(low, high, {BLOCK_ROWS}):")
-        lines += ["            " + line for line in before_block]
-        rows = f"block, min(block + {BLOCK_ROWS}, high)"
-        lines += self._nest("            ", rows, at, before_row, after_row, after_slab)
-        return lines + ["            " + line for line in after_block]
+        return lines + self._nest("        ", "low, high", at, before_row, after_row, after_slab)
 
     def _merge(self, j: int, store: Any, kept: list[int], index: str) -> list[str]:
         """The totals of all chunks, combined in order, go to the result."""
