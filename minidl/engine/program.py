@@ -10,10 +10,10 @@ import numpy as np
 
 from minidl.core.apply import compute
 from minidl.core.spec import Value
-from minidl.core.tape import Tape, alone
+from minidl.core.tape import alone
 from minidl.engine.fuse import schedule
-from minidl.engine.graph import Graph, Id, from_tape
-from minidl.engine.layout import choose_layout, order_of
+from minidl.engine.graph import Graph, Id
+from minidl.engine.layout import choose_layout
 from minidl.engine.loops import Loop
 from minidl.engine.passes import drop_unused, expand, simplify
 from minidl.engine.plan import Plan, plan_memory
@@ -99,18 +99,13 @@ class ExactProgram:
         return str(self.graph)
 
 
-def compile_tape(
-    tape: Tape, inputs: list[Value], outputs: list[Value], backend: Any, *, is_exact: bool = False
-) -> Program | ExactProgram:
-    """From a recording to a program: Tape -> Graph -> passes -> Layout -> Schedule -> Plan -> Program."""
-    orders = [order_of(value.data) for value in inputs]
-    return compile_graph(from_tape(tape, inputs, outputs), orders, backend, is_exact=is_exact)
-
-
 def compile_graph(
     graph: Graph, input_orders: Sequence[Sequence[int]], backend: Any, *, is_exact: bool = False
 ) -> Program | ExactProgram:
-    """From a graph to a program. A backend that binds no loops (the reference) computes call by call."""
+    """From a graph to a program: passes -> Layout -> Schedule -> Plan -> Program.
+
+    A backend that binds no loops (the reference) computes call by call.
+    """
     if is_exact or not hasattr(backend, "bind_loop"):
         return ExactProgram(drop_unused(graph))
     graph = simplify(expand(backend.has_kernel)(simplify(graph)))
