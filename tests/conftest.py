@@ -9,6 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from minidl.core.errors import MinidlError
 from minidl.core.random import rng
 from minidl.core.tape import open_tapes
 
@@ -29,6 +30,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip("PyTorch is not installed; the comparison with it is optional")
+
+
+@pytest.fixture
+def explained():
+    """explained(call, error, word): the call raises this error, with the word in its text; gives the error."""
+
+    def check(call, error, word):
+        with pytest.raises(error) as found:
+            call()
+        assert isinstance(found.value, MinidlError) and word in str(found.value)
+        return found.value
+
+    return check
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import minidl
-from minidl.core.op import OPS
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(Path(minidl.__file__).parent)], "minidl."))
 PUBLIC = {name: getattr(minidl, name) for name in minidl.__all__ if not hasattr(builtins, name)}
@@ -23,11 +22,3 @@ def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     failed, _ = doctest.testmod(module, globs=PUBLIC | vars(module), optionflags=doctest.ELLIPSIS)
     assert not failed, f"{failed} examples of {name} do not show what they promise (see the captured output)"
-
-
-@pytest.mark.parametrize("name", sorted(op for op in OPS if ">>>" in OPS[op].__doc__))
-def test_examples_of_ops(name):
-    code = OPS[name].body or OPS[name].infer_rule
-    names = PUBLIC | (vars(importlib.import_module(code.__module__)) if code else {})
-    example = doctest.DocTestParser().get_doctest(OPS[name].__doc__, names, name, None, None)
-    assert not doctest.DocTestRunner().run(example).failed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from minidl.core.errors import ShapeError
@@ -55,13 +55,6 @@ def _build(structure: Any, leaves: Iterator[Any]) -> Any:
     for name, child in zip(names, built):
         object.__setattr__(new, name, child)
     return new
-
-
-def map_tree(function: Callable[..., Any], tree: Any, *others: Any, who: str = "map_tree") -> Any:
-    """function(leaf, ...) for each leaf of `tree` and the leaf at the same place of each of the `others`."""
-    leaves, structure = flatten(tree)
-    columns = [leaves, *(matching(who, tree, structure, other) for other in others)]
-    return unflatten(structure, [function(*row) for row in zip(*columns)])
 
 
 def matching(who: str, tree: Any, structure: Any, other: Any) -> list[Any]:

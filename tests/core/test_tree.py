@@ -7,7 +7,7 @@ import pytest
 
 from minidl.core.errors import ShapeError
 from minidl.core.struct import struct
-from minidl.core.tree import difference, flatten, map_tree, paths, unflatten
+from minidl.core.tree import difference, flatten, matching, paths, unflatten
 
 Point = collections.namedtuple("Point", "x y")
 
@@ -63,12 +63,9 @@ def test_structures_differ_where_trees_do():
             assert (a == b) == ((i, k) in same), (i, k)
 
 
-def test_map():
+def test_matching_is_by_fields_not_by_container():
     a, b = {"x": 1, "y": [2, None]}, struct(x=10, y=[20, None])
-    assert map_tree(lambda x: -x, a) == {"x": -1, "y": [-2, None]}
-    assert map_tree(lambda x, y: x + y, a, b) == {"x": 11, "y": [22, None]}
-    found = map_tree(lambda x, y: x + y, b, a)
-    assert type(found) is struct and a == {"x": 1, "y": [2, None]}
+    assert matching("solve", a, flatten(a)[1], b) == [10, 20]
 
 
 DIFFERENT = [
@@ -84,7 +81,7 @@ DIFFERENT = [
 def test_differences_in_words(a, b, text):
     assert text in difference(a, b)
     with pytest.raises(ShapeError, match="^solve: containers differ") as found:
-        map_tree(lambda x, y: x, a, b, who="solve")
+        matching("solve", a, flatten(a)[1], b)
     assert text in str(found.value)
 
 

@@ -10,7 +10,7 @@ import minidl.ops as m
 from minidl.accelerate import dlaccelerate
 from minidl.autodiff import dlfeval, dlgradient
 from minidl.core.dlarray import DLArray, dlarray
-from minidl.core.errors import DTypeError, LabelError, MinidlError, OptionError, ShapeError
+from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError
 
 nan, inf = math.nan, math.inf
 POINTS = np.array([-2.5, -1.5, -0.7, -0.5, 0.0, 0.3, 0.5, 1.0, 1.5, 2.5])
@@ -250,7 +250,5 @@ BAD = [  # call, error, a word of its text
 
 
 @pytest.mark.parametrize("call, error, word", BAD)
-def test_bad_input(call, error, word):
-    with pytest.raises(error) as found:
-        call()
-    assert isinstance(found.value, MinidlError) and word in str(found.value)
+def test_bad_input(call, error, word, explained):
+    explained(call, error, word)

@@ -245,12 +245,7 @@ class Printed:
             identity = f"x{j}[i0 * {cells} + j] = {_identity(store, _wide(store.dtype))}"
             at[0][:0] = [f"for j in range({cells}):", f"    {identity}"]
             cell = f"x{j}[{_flat_index(kept)}]"
-            if store.access.strides[last] == 0:  # the innermost loop adds up in a scalar
-                before_row.append(f"h{j} = {_identity(store, _wide(store.dtype))}")
-                at[last].append(f"h{j} = {_combined(store, f'h{j}', f't{int(store.source)}')}")
-                after_row.append(f"{cell} = {_combined(store, cell, f'h{j}')}")
-            else:
-                at[last].append(f"{cell} = {_combined(store, cell, f't{int(store.source)}')}")
+            _add_up(store, cell, f"h{j}", at[last], before_row, after_row)
             self._slot(f"g{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
             after_slab += _over(kept[1:], f"g{j}[{self._index(f'g{j}', store.access)}] = {_type(store.dtype)}({cell})")
         lines = ["    " + line for line in at[-1]]
@@ -294,13 +289,7 @@ class Printed:
                 f"    w[j] = {_identity(store, wide)}", f"c{j} = w",
             ]  # fmt: skip
             index = _flat_index(kept)
-            source = f"t{int(store.source)}"
-            if strides[last] == 0:  # the innermost loop adds up in a scalar
-                before_row.append(f"u{j} = {_identity(store, wide)}")
-                at[last].append(f"u{j} = {_combined(store, f'u{j}', source)}")
-                after_row.append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', f'u{j}')}")
-            else:
-                at[last].append(f"c{j}[{index}] = {_combined(store, f'c{j}[{index}]', source)}")
+            _add_up(store, f"c{j}[{index}]", f"u{j}", at[last], before_row, after_row)
             self._slot(f"z{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
             merge += self._merge(j, store, kept, index)
         lines = ["    for p in range(start, stop):", "        if p == chunks:"]
@@ -366,6 +355,17 @@ def _wide(dtype: str) -> str:
 
 def _combined(store: Any, a: str, b: str) -> str:
     return str(store.combine.format(a, b))
+
+
+def _add_up(store: Any, cell: str, scalar: str, inner: list[str], before: list[str], after: list[str]) -> None:
+    """Lines that combine a store's source into a cell; along the last dimension first in a scalar, a register."""
+    source = f"t{int(store.source)}"
+    if (store.access.strides or (0,))[-1] != 0:
+        inner.append(f"{cell} = {_combined(store, cell, source)}")
+        return
+    before.append(f"{scalar} = {_identity(store, _wide(store.dtype))}")
+    inner.append(f"{scalar} = {_combined(store, scalar, source)}")
+    after.append(f"{cell} = {_combined(store, cell, scalar)}")
 
 
 def _identity(store: Any, dtype: str) -> str:
