@@ -20,7 +20,9 @@ from minidl.core.errors import (
     EmptyDataError,
     LabelError,
     MinidlError,
+    NonFiniteWarning,
     OptionError,
+    RetraceWarning,
     ShapeError,
     SubscriptError,
     TraceError,
@@ -36,8 +38,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "DeviceError", "EmptyDataError",
-    "FieldError", "LabelError", "MinidlError", "OptionError", "ShapeError", "SubscriptError", "TraceError",
-    "TraceWarning", "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
+    "FieldError", "LabelError", "MinidlError", "NonFiniteWarning", "OptionError", "RetraceWarning", "ShapeError",
+    "SubscriptError", "TraceError", "TraceWarning",
+    "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
 ]  # fmt: skip
 __all__ += data.__all__
 __all__ += ops.__all__

@@ -15,7 +15,7 @@ from minidl.core.labels import describe
 from minidl.core.op import named
 from minidl.core.options import options
 from minidl.core.spec import Value
-from minidl.core.tape import Call, Tape, open_tapes, opened, paused
+from minidl.core.tape import Call, Tape, going_back, open_tapes, opened, paused
 from minidl.core.tree import flatten, unflatten
 
 
@@ -33,9 +33,13 @@ def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     if not callable(fun):
         raise DTypeError(f"dlfeval: the first argument is the function to evaluate; got {type(fun).__name__}.")
+    is_nested = bool(open_tapes())
+    if not is_nested and hasattr(fun, "replay_in_dlfeval"):
+        replayed = fun.replay_in_dlfeval(args, kwargs)
+        if replayed is not None:
+            return replayed[0]
     tape = Tape()
     leaves, structure = flatten((args, kwargs))
-    is_nested = bool(open_tapes())
     alias = named("alias")
     traced = []
     for leaf in leaves:
@@ -114,18 +118,20 @@ def pullback(
             raise _released()
         _accumulate(gradients, value, g)
     visited = []
-    for position in reversed(reached):
-        call = calls[position]
-        gs = [gradients.get(id(value)) for value in call.outputs]
-        if all(g is None for g in gs):
-            continue
-        visited.append(position)
-        needed = [id(value) in relevant for value in call.inputs]
-        for value, part in zip(call.inputs, input_gradients(call, gs, needed)):
-            if part is not None and id(value) in relevant:
-                if id(value) in tape.released and id(value) not in wanted:
-                    raise _released()
-                _accumulate(gradients, value, part)
+    with going_back() as way:
+        for position in reversed(reached):
+            call = calls[position]
+            gs = [gradients.get(id(value)) for value in call.outputs]
+            if all(g is None for g in gs):
+                continue
+            visited.append(position)
+            way.behind = call
+            needed = [id(value) in relevant for value in call.inputs]
+            for value, part in zip(call.inputs, input_gradients(call, gs, needed)):
+                if part is not None and id(value) in relevant:
+                    if id(value) in tape.released and id(value) not in wanted:
+                        raise _released()
+                    _accumulate(gradients, value, part)
     if release:
         for position in visited:  # positions fall, so deleting does not move the ones to come
             tape.released.update(map(id, calls[position].outputs))

@@ -9,6 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from minidl.accelerate.function import PLACES
 from minidl.core.errors import MinidlError
 from minidl.core.random import rng
 from minidl.core.tape import open_tapes
@@ -49,6 +50,7 @@ def explained():
 def clean_house():
     """Each test starts from the default random state and must leave no tape open."""
     rng("default")
+    PLACES.clear()  # tests of one line run for many parameters
     with np.printoptions(precision=8, suppress=False, threshold=1000, linewidth=75, legacy=False):
         yield
     left, open_tapes()[:] = len(open_tapes()), []

@@ -316,7 +316,7 @@ def _full(y: Array, *, shape: tuple[int, ...], value: float, dtype: str) -> None
 def _random(y: Array, new: Array, state: Array, *, shape: tuple[int, ...], dtype: str, law: str) -> None:
     new[...] = state
     new[1] += np.uint64(1)
-    generator = np.random.Generator(np.random.Philox(key=int(state[0]), counter=[0, 0, int(state[1]), 0]))
+    generator = np.random.Generator(np.random.Philox(key=int(state[0]), counter=int(state[1]) << 128))
     draw = generator.random if law == "uniform" else generator.standard_normal
     y[...] = draw(y.shape, dtype=y.dtype)
 

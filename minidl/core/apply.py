@@ -28,7 +28,7 @@ def apply(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
 
     A MAP op keeps labels and expands by label; other ops are about positions and give unlabelled results.
     """
-    operands = [x if type(x) in _READY else handles.operand(op.name, x) for x in inputs]
+    operands = [x if type(x) in _READY else handles.operand(op.name, x, is_kept=_keeps(op)) for x in inputs]
     labels = ""
     if op.is_map:
         first = _uniform(operands) if op.is_float else None
@@ -52,7 +52,7 @@ def apply_each(op: Op, rows: list[tuple[Any, ...]]) -> list[Any]:
     rows : its operands, for one parameter after the other.
     """
     run_each = getattr(backends.current(), "run_each", None)
-    ready = [[x if type(x) in _READY else handles.operand(op.name, x) for x in row] for row in rows]
+    ready = [[x if type(x) in _READY else handles.operand(op.name, x, is_kept=_keeps(op)) for x in row] for row in rows]
     firsts = [_uniform(operands) for operands in ready]
     if run_each is None or open_tapes() or any(first is None or not first._value.spec.size for first in firsts):
         return [apply(op, row, {}) for row in rows]
@@ -69,6 +69,11 @@ def apply_each(op: Op, rows: list[tuple[Any, ...]]) -> list[Any]:
 
 
 _READY = (handles.DLArray, float, int, bool)
+
+
+def _keeps(op: Op) -> bool:
+    """Whether an operand may be read after the call. A scalar text without a tape makes new arrays, and that is all."""
+    return op.text is None or not op.is_map or bool(open_tapes())
 
 
 def _uniform(operands: list[Any]) -> Any:

@@ -101,9 +101,7 @@ class DLArray:
         data = numbers(self)
         if copy or (dtype is not None and np.dtype(dtype) != data.dtype):
             return np.array(data, dtype=dtype)
-        view = data.view()
-        view.flags.writeable = False  # values never change, whoever looks at them
-        return view
+        return np.asarray(data.data.toreadonly())  # a view's view of `data` could be made writeable again
 
     def item(self) -> Any:
         """The one number of a scalar."""
@@ -146,7 +144,10 @@ class DLArray:
         return numbers(self).tolist()
 
     def __dlpack__(self, **options: Any) -> Any:
-        return numbers(self).__dlpack__(**options)
+        """A copy for other libraries: not all of them know of memory that must not be written to."""
+        if options.get("copy") is False:
+            raise BufferError("dlarray: its memory is not shared, others might write to it. Ask for a copy.")
+        return numbers(self).copy("K").__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return numbers(self).__dlpack_device__()
@@ -369,7 +370,9 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
     """Wrap data as a dlarray, with dimension labels if `fmt` is given.
 
     X   : dlarray, NumPy array (or anything that becomes one) of double, single or logical; Python numbers and lists
-          of them become double. Not copied: change the array afterwards and the dlarray changes.
+          of them become double. The data are copied, in the same order in memory, so that changing the array
+          afterwards does not change the dlarray. An array that owns its data and is read-only is not copied
+          (X.flags.writeable = False; views of X that were made before must not be written to), nor is a dlarray.
     fmt : a label per dimension of X: S spatial, C channel, B batch, T time, U unspecified. The result's dimensions
           stand in the order S..., C, B, T, U...: X of size 3x4 with "TS" becomes 4(S) x 3(T). More labels than
           dimensions add dimensions of size 1. One label for a vector gives a column, n x 1, labelled with U.
@@ -387,7 +390,15 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
     """
     if isinstance(X, DLArray):
         return DLArray(X._value, X._labels) if fmt is None else _label(X._value, fmt)
-    data = check_data("dlarray", X)
+    return _wrapped(kept_data(check_data("dlarray", X), X), fmt)
+
+
+def adopted(data: Any, fmt: str | None = None) -> DLArray:
+    """`dlarray` without a copy: only for an array just made, that nobody outside of minidl has seen."""
+    return _wrapped(check_data("dlarray", data), fmt)
+
+
+def _wrapped(data: np.ndarray, fmt: str | None) -> DLArray:
     value = Value(Spec(data.shape, data.dtype), data)
     return DLArray(value) if fmt is None else _label(value, fmt)
 
@@ -409,6 +420,23 @@ def numbers(x: DLArray) -> np.ndarray:
     if open_tapes():
         note_read(value)
     return value.data
+
+
+def is_unchangeable(data: Any) -> bool:
+    """Whether nobody can change these numbers: a read-only NumPy array that owns them, or a view of such ones."""
+    while type(data) is np.ndarray and not data.flags.writeable:
+        if data.flags.owndata:
+            return True
+        data = data.base
+    return False
+
+
+def kept_data(data: np.ndarray, source: Any) -> np.ndarray:
+    """What a Value keeps of `data`, which is `source` as an array: itself if nobody can change it, else a copy."""
+    return data if type(source) in _COPIED or is_unchangeable(data) else data.copy("K")
+
+
+_COPIED = {bool, int, float, list, tuple, range}  # of these NumPy makes new arrays
 
 
 def check_data(who: str, X: Any) -> np.ndarray:
@@ -434,8 +462,11 @@ def check_data(who: str, X: Any) -> np.ndarray:
     )
 
 
-def operand(who: str, x: Any) -> Any:
-    """An operand that is no DLArray: a number stays a number (it has no type of its own), an array is wrapped."""
+def operand(who: str, x: Any, *, is_kept: bool = True) -> Any:
+    """An operand that is no DLArray: a number stays a number (it has no type of its own), an array is wrapped.
+
+    is_kept : whether somebody will read the operand after this call, a tape or a result that is a view of it.
+    """
     kind = type(x)
     if kind is float or kind is int or kind is bool:
         return x
@@ -444,7 +475,7 @@ def operand(who: str, x: Any) -> Any:
     if isinstance(x, (bool, int, float)):
         return x
     data = check_operand(who, x)
-    return DLArray(Value(Spec(data.shape, data.dtype), data))
+    return _wrapped(kept_data(data, x) if is_kept else data, None)
 
 
 def check_operand(who: str, x: Any) -> np.ndarray:
@@ -495,4 +526,4 @@ def _arranged(value: Value, shape: tuple[int, ...], fmt: str) -> DLArray:
 
 
 def _restore(data: np.ndarray, labels: str) -> DLArray:
-    return DLArray(Value(Spec(data.shape, data.dtype), data), labels)
+    return DLArray(_wrapped(kept_data(data, data), None)._value, labels)  # pickle may hand out the caller's buffers

@@ -46,12 +46,20 @@ class EmptyDataError(DataError):
     """A data source has nothing (more) to give."""
 
 
-class TraceWarning(UserWarning):
-    """An accelerated function did something that a replay would not repeat; the call was right but was not kept."""
-
-
 class AccelerationWarning(UserWarning):
-    """Accelerated outputs differ from those of the underlying function (CheckMode 'tolerance')."""
+    """About accelerated functions. By itself: their outputs differ from the underlying function's (CheckMode)."""
+
+
+class TraceWarning(AccelerationWarning):
+    """An accelerated function does something that a replay would not repeat, or cannot be replayed at all."""
+
+
+class RetraceWarning(AccelerationWarning):
+    """An accelerated function is recorded again and again where one trace could do."""
+
+
+class NonFiniteWarning(AccelerationWarning):
+    """A replay gave NaN or Inf (CheckFinite)."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,17 +38,22 @@ class Spec(NamedTuple):
         return f"{TYPE_NAMES.get(self.dtype, str(self.dtype))}{list(self.shape)}"
 
 
+next_age = itertools.count().__next__
+
+
 class Value:
     """One array on a tape: a spec and its data. Never changed once made; its identity is its name on the tape.
 
-    data is None for an abstract value, as used when a body is run for its structure alone.
+    data is None for an abstract value, as used when a body is run for its structure alone. age numbers the values in
+    the order in which they were made: a recording tells by it what was there before.
     """
 
-    __slots__ = ("spec", "data", "__weakref__")
+    __slots__ = ("spec", "data", "age", "__weakref__")
 
     def __init__(self, spec: Spec, data: Any) -> None:
         self.spec = spec
         self.data = data
+        self.age = next_age()
 
     def __repr__(self) -> str:
         return f"<Value {self.spec}>"

@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from minidl.core.spec import Value
+from minidl.core.spec import Value, next_age
 
 _HOUSE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 class Call:
-    """One op applied: op, inputs (Values, or Python numbers as literals), params, outputs, the user's source line."""
+    """One op applied: op, inputs (Values, or Python numbers as literals), params, outputs, the user's source line.
 
-    __slots__ = ("op", "inputs", "params", "outputs", "where")
+    A call made on the way back by dlgradient has the line of the call that it differentiates, and `is_gradient`.
+    """
+
+    __slots__ = ("op", "inputs", "params", "outputs", "where", "is_gradient")
 
     def __init__(
         self, op: Any, inputs: tuple[Any, ...], params: dict[str, Any], outputs: tuple[Value, ...], where: str = ""
     ) -> None:
         self.op, self.inputs, self.params, self.outputs, self.where = op, inputs, params, outputs, where
+        self.is_gradient = False
 
     def __repr__(self) -> str:
         return f"{self.op.name}({', '.join(map(repr, self.inputs))})"
@@ -35,7 +39,8 @@ class Tape:
     """A list of calls and the values that depend on the tape's roots.
 
     A gradient tape (`everything=False`) keeps the calls that a root reaches; a recording keeps all of them, with the
-    source line of each, and notes where Python looked at a number that depends on a root (`reads`).
+    source line of each, and notes what Python looked at (`reads`). To a recording every value that was there before it
+    began is a root: it may be another one at the next call.
     """
 
     def __init__(self, *, everything: bool = False) -> None:
@@ -43,8 +48,9 @@ class Tape:
         self.calls: list[Call] = []
         self.known: dict[int, Value] = {}  # by id; holding the value keeps the id from being given out again
         self.released: set[int] = set()
-        self.reads: list[str] = []
+        self.reads: list[tuple[Value, str]] = []
         self.is_paused = False
+        self.began = next_age()
 
     def add_root(self, value: Value) -> None:
         self.known[id(value)] = value
@@ -52,15 +58,22 @@ class Tape:
     def knows(self, value: Value) -> bool:
         return id(value) in self.known
 
+    def was_before(self, value: Value) -> bool:
+        """Whether a value is older than this tape."""
+        return value.age < self.began
+
     def record(self, call: Call) -> None:
         if self.is_paused:
             return
         known = self.known
         depends = any(id(x) in known for x in call.inputs)
-        if not depends and not self.everything:
-            return
         if self.everything:
-            call.where = call.where or user_line()
+            if not call.where:
+                behind = _open.behind
+                call.where, call.is_gradient = (behind.where, True) if behind and behind.where else (user_line(), False)
+            depends = depends or any(type(x) is Value and x.age < self.began for x in call.inputs)
+        elif not depends:
+            return
         self.calls.append(call)
         if depends:
             for value in call.outputs:
@@ -70,6 +83,7 @@ class Tape:
 class _Open(threading.local):
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
+        self.behind: Call | None = None  # the call whose derivative is being computed
 
 
 _open = _Open()
@@ -117,11 +131,21 @@ def paused(tapes: Iterable[Tape]) -> Iterator[None]:
             tape.is_paused = False
 
 
+@contextlib.contextmanager
+def going_back() -> Iterator[_Open]:
+    """Set `.behind` of what this gives to a call: calls made then compute its derivative and take its source line."""
+    before = _open.behind
+    try:
+        yield _open
+    finally:
+        _open.behind = before
+
+
 def note_read(value: Value) -> None:
-    """Python is about to look at the numbers of `value`: recordings that it depends on must not be replayed."""
+    """Python is about to look at the numbers of `value`: what it does then need not be right for other numbers."""
     for tape in _open.tapes:
-        if tape.everything and id(value) in tape.known:
-            tape.reads.append(user_line())
+        if tape.everything and (id(value) in tape.known or value.age < tape.began):
+            tape.reads.append((value, user_line()))
 
 
 def user_line() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from minidl.core.errors import ShapeError
@@ -55,6 +56,37 @@ def _build(structure: Any, leaves: Iterator[Any]) -> Any:
     for name, child in zip(names, built):
         object.__setattr__(new, name, child)
     return new
+
+
+def builder(structure: Any) -> Callable[[Sequence[Any]], Any]:
+    """`unflatten` for one structure, as a function of the leaves: straight code, for those who build many."""
+    space: dict[str, Any] = {"build": _build}
+    count = itertools.count()
+
+    def text(node: Any) -> str:
+        if node is None:
+            return "None"
+        if node == LEAF:
+            return f"x[{next(count)}]"
+        kind, names, children = node
+        inner = [text(child) for child in children]
+        name = f"k{len(space)}"
+        space[name] = kind
+        if kind is list or kind is tuple:
+            joined = "".join(f"{x}, " for x in inner)
+            return f"[{joined}]" if kind is list else f"({joined})"
+        if names is None and hasattr(kind, "_fields"):
+            return f"{name}({', '.join(inner)})"
+        if kind is dict or kind.__init__ is dict.__init__:
+            fields = []
+            for key, x in zip(names, inner):
+                space[f"n{len(space)}"] = key
+                fields.append(f"n{len(space) - 1}: {x}")
+            return f"{name}({{{', '.join(fields)}}})"
+        space[f"s{name}"] = (kind, names, (LEAF,) * len(children))
+        return f"build(s{name}, iter(({''.join(f'{x}, ' for x in inner)})))"
+
+    return eval(compile(f"lambda x: {text(structure)}", "<builder>", "eval"), space)
 
 
 def matching(who: str, tree: Any, structure: Any, other: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minidl.core.dlarray import DLArray, dlarray
+from minidl.core.dlarray import DLArray, adopted, dlarray, kept_data
 from minidl.core.errors import DataError, DTypeError, EmptyDataError, MinidlError, OptionError, ShapeError, choice
 from minidl.core.labels import check_format
 from minidl.core.options import options
@@ -47,7 +47,7 @@ class _Recipe:
         self.casts = [_CASTS[output.cast] for output in outputs]
 
     def prepare(self, start: int, stop: int) -> list[Any]:
-        """The cast arrays of one mini-batch, not yet wrapped."""
+        """The cast arrays of one mini-batch, not yet wrapped; those that will be are nobody else's."""
         count = len(self.outputs)
         if self.fcn is None:
             arrays = self.ds.take_arrays(start, stop)[:count]
@@ -66,7 +66,10 @@ class _Recipe:
                     f"array{'s as a tuple' if count > 1 else ''}; got {kind_of(result)}. Give numOutputs, the second "
                     "argument, the number of arrays that it returns."
                 )
-        return [_cast(x, cast, i) for i, (x, cast) in enumerate(zip(arrays, self.casts, strict=True))]
+        made = [_cast(x, cast, i) for i, (x, cast) in enumerate(zip(arrays, self.casts, strict=True))]
+        if self.fcn is None:
+            return made
+        return [_own(y, x) if output.as_dlarray else y for y, x, output in zip(made, arrays, self.outputs, strict=True)]
 
     def wrap(self, arrays: list[Any]) -> list[Any]:
         """The arrays as the user gets them."""
@@ -74,7 +77,8 @@ class _Recipe:
         for i, (x, output) in enumerate(zip(arrays, self.outputs, strict=True)):
             if output.as_dlarray:
                 try:
-                    x = dlarray(x, output.format) if output.format else dlarray(x)
+                    wrap = adopted if type(x) is np.ndarray else dlarray
+                    x = wrap(x, output.format or None)
                 except MinidlError as error:
                     raise type(error)(f"minibatchqueue: output {i}: {error}") from None
             wrapped.append(x)
@@ -427,7 +431,7 @@ def _cast(x: Any, dtype: Any, number: int) -> Any:
     if dtype is None or (type(x) is np.ndarray and x.dtype == dtype):
         return x
     if isinstance(x, DLArray):
-        return x if x.dtype == dtype else dlarray(np.asarray(x).astype(dtype), x.dims() or None)
+        return x if x.dtype == dtype else adopted(np.asarray(x).astype(dtype), x.dims() or None)
     if hasattr(x, "codes") and hasattr(x, "categories"):  # a pandas Categorical: its codes, NaN where undefined
         x = np.where(np.asarray(x.codes) < 0, np.nan, x.codes)
     array = np.asarray(x)
@@ -438,6 +442,13 @@ def _cast(x: Any, dtype: Any, number: int) -> Any:
             "for this output."
         )
     return array.astype(dtype, copy=False)
+
+
+def _own(y: Any, x: Any) -> Any:
+    """y, which is x cast, as an array that MiniBatchFcn, which made x, cannot change any more."""
+    if type(y) is not np.ndarray or (isinstance(x, np.ndarray) and x.dtype != y.dtype):
+        return y
+    return kept_data(y, x)
 
 
 def _name(fcn: Callable[..., Any]) -> str:

@@ -31,6 +31,7 @@ class Node:
     params: dict[str, Any]
     outputs: tuple[Id, ...]
     where: str = ""
+    is_gradient: bool = False  # on the way back; `where` is then the line that is differentiated
 
     @property
     def reads(self) -> tuple[Id, ...]:
@@ -116,6 +117,6 @@ def from_tape(tape: Tape, inputs: list[Value], outputs: list[Value]) -> Graph:
     for call in tape.calls:
         read = tuple([number(x) if isinstance(x, Value) else x for x in call.inputs])
         made = tuple([number(y, is_new=True) for y in call.outputs])
-        graph.nodes.append(Node(call.op, read, call.params, made, call.where))
+        graph.nodes.append(Node(call.op, read, call.params, made, call.where, call.is_gradient))
     graph.outputs = [number(value) for value in outputs]
     return graph

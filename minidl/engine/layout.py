@@ -108,7 +108,7 @@ def choose_layout(
                 found = _viewed(graph, access[x], node, view)
             assert found is not None, f"{node.op.name} of a dense array is a view"
             access[node.outputs[0]] = found
-            nodes.append(Node(node.op, (x,), node.params, node.outputs, node.where))
+            nodes.append(dataclasses.replace(node, inputs=(x,)))
             continue
         if node.op.kind is KERNEL:
             if needs_dense(node.op):

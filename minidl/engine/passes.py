@@ -164,7 +164,8 @@ def _splice(
         for value in call.outputs:
             numbers[id(value)] = graph.new(value.spec)
             made.append(numbers[id(value)])
-        _splice(graph, Node(call.op, read, call.params, tuple(made), node.where).renamed(names), is_kept, kept, names)
+        inner = Node(call.op, read, call.params, tuple(made), node.where, node.is_gradient)
+        _splice(graph, inner.renamed(names), is_kept, kept, names)
     for y, value in zip(node.outputs, results):
         name = numbers[id(value)]
         names[y] = names.get(name, name)

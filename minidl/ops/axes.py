@@ -29,10 +29,21 @@ def axes_of(who: str, dim: Dim, shape: tuple[int, ...], labels: str) -> tuple[in
     elif isinstance(dim, (np.ndarray, DLArray)):
         found = np.asarray(dim).tolist()
         dim = tuple(found) if isinstance(found, list) else found
+    refuse_truth(who, dim)
     try:
         return _axes_of(who, dim, shape, labels)  # type: ignore[arg-type]
     except TypeError:  # not hashable
         raise _not_a_dim(who, dim) from None
+
+
+def refuse_truth(who: str, dim: Any) -> None:
+    """True is no dimension. To be asked before a cache is: that takes True for 1."""
+    if dim is True or dim is False or (type(dim) is tuple and (True in dim or False in dim) and _has_truth(dim)):
+        raise _not_a_dim(who, dim)
+
+
+def _has_truth(dim: tuple[Any, ...]) -> bool:
+    return any(isinstance(part, bool) for part in dim)
 
 
 def axis_of(who: str, dim: Dim, shape: tuple[int, ...], labels: str) -> int:
@@ -61,7 +72,7 @@ def _axes_of(who: str, dim: Any, shape: tuple[int, ...], labels: str) -> tuple[i
         if len(set(found)) != len(found):
             raise OptionError(f"{who}: {dim} names a dimension twice. Give each dimension once.")
         return tuple(sorted(found))
-    if not isinstance(dim, (int, float, np.integer)) or isinstance(dim, bool) or dim != int(dim):
+    if not isinstance(dim, (int, float, np.integer)) or dim != int(dim):
         raise _not_a_dim(who, dim)
     axis = int(dim)
     if not -len(shape) <= axis < len(shape):

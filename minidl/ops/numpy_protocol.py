@@ -76,7 +76,10 @@ def numpy_ufunc(ufunc: Any, method: str, inputs: tuple[Any, ...], options: dict[
     who = f"np.{ufunc.__name__}"
     if function is None or method != "__call__":
         raise _unknown(who if method == "__call__" else f"{who}.{method}")
-    if options.get("out") is not None:
+    out = options.get("out")
+    if out is not None and any(isinstance(x, DLArray) for x in out):
+        raise DTypeError(f"{who}: the numbers of a dlarray never change, so it cannot be `out`. Write Y = {who}(...).")
+    if out is not None:
         raise DTypeError(
             f"{who}: a plain array cannot take the result in place, it would lose its trace (array += dlarray). "
             "Write array = array + X, or np.asarray(X) for plain data."

@@ -22,7 +22,7 @@ from minidl.core.errors import OptionError, choice
 from minidl.core.op import KERNEL, REDUCE, case, named, op
 from minidl.core.options import options
 from minidl.core.spec import DOUBLE, INDEX, Spec
-from minidl.ops.axes import Dim, array, axes_of, axis_of
+from minidl.ops.axes import Dim, array, axes_of, axis_of, refuse_truth
 from minidl.ops.elementwise import abs, and_, eq, floor, isnan, larger, mod, ne, power, smaller, sqrt, square, where
 from minidl.ops.shape import concatenate, flip
 from minidl.ops.views import broadcast, cast, labelled, part, reorder, view_as
@@ -184,6 +184,7 @@ def _planned(who: str, dim: Any, x: DLArray) -> tuple[tuple[int, ...], bool]:
         dim = tuple(dim)
     elif isinstance(dim, (np.ndarray, DLArray)):
         dim = tuple(np.asarray(dim).reshape(-1).tolist())
+    refuse_truth(who, dim)
     try:
         return _plan(who, dim, x._value.spec.shape, x._labels)
     except TypeError:  # not hashable

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from minidl.core.dlarray import DLArray, dlarray
+from minidl.core.dlarray import DLArray, adopted
 from minidl.core.errors import ShapeError, choice, number
 from minidl.core.options import options
 from minidl.core.random import host_generator
@@ -40,7 +40,7 @@ def initializeGlorot(sz: Size, numOut: float, numIn: float, className: str = "si
     size, dtype = _size(who, sz), _dtype(who, className)
     bound = math.sqrt(6 / (_count(who, "numOut", numOut) + _count(who, "numIn", numIn)))
     z = host_generator().random(size, dtype=dtype)
-    return dlarray(dtype(bound) * (2 * z - 1))
+    return adopted(dtype(bound) * (2 * z - 1))
 
 
 @options
@@ -60,7 +60,7 @@ def initializeHe(sz: Size, numIn: float, className: str = "single") -> DLArray:
     who = "initializeHe"
     size, dtype = _size(who, sz), _dtype(who, className)
     sigma = math.sqrt(2 / _count(who, "numIn", numIn))
-    return dlarray(dtype(sigma) * host_generator().standard_normal(size, dtype=dtype))
+    return adopted(dtype(sigma) * host_generator().standard_normal(size, dtype=dtype))
 
 
 @options
@@ -77,7 +77,7 @@ def initializeGaussian(sz: Size, mu: float = 0.0, sigma: float = 0.01, className
     size, dtype = _size(who, sz), _dtype(who, className)
     mu = number(who, "mu", mu, "a finite number", lambda x: True)
     sigma = number(who, "sigma", sigma, "a number >= 0", lambda x: x >= 0)
-    return dlarray(dtype(mu) + dtype(sigma) * host_generator().standard_normal(size, dtype=dtype))
+    return adopted(dtype(mu) + dtype(sigma) * host_generator().standard_normal(size, dtype=dtype))
 
 
 @options
@@ -102,7 +102,7 @@ def initializeOrthogonal(sz: Size, className: str = "single") -> DLArray:
     z = host_generator().standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(z)
     q *= np.where(np.diagonal(r) < 0, -1.0, 1.0)  # without it Q would not be evenly distributed
-    return dlarray(np.ascontiguousarray(q if rows >= columns else q.T, dtype=dtype).reshape(size))
+    return adopted(np.ascontiguousarray(q if rows >= columns else q.T, dtype=dtype).reshape(size))
 
 
 @options
@@ -116,7 +116,7 @@ def initializeZeros(sz: Size, className: str = "single") -> DLArray:
     [[0.0], [0.0]]
     """
     who = "initializeZeros"
-    return dlarray(np.zeros(_size(who, sz), _dtype(who, className)))
+    return adopted(np.zeros(_size(who, sz), _dtype(who, className)))
 
 
 @options
@@ -130,7 +130,7 @@ def initializeOnes(sz: Size, className: str = "single") -> DLArray:
     [[1.0, 1.0]]
     """
     who = "initializeOnes"
-    return dlarray(np.ones(_size(who, sz), _dtype(who, className)))
+    return adopted(np.ones(_size(who, sz), _dtype(who, className)))
 
 
 @options
@@ -150,7 +150,7 @@ def initializeUnitForgetGate(numHiddenUnits: int, className: str = "single") -> 
     units = int(number(who, "numHiddenUnits", numHiddenUnits, expected, lambda x: x >= 1 and x == int(x)))
     bias = np.zeros((4 * units, 1), dtype)
     bias[units : 2 * units] = 1
-    return dlarray(bias)
+    return adopted(bias)
 
 
 def _size(who: str, sz: Any) -> tuple[int, ...]:

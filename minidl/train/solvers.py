@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minidl.core.apply import apply_each
-from minidl.core.dlarray import DLArray, check_data
+from minidl.core.dlarray import DLArray, adopted, check_data, kept_data
 from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, number
 from minidl.core.labels import describe
 from minidl.core.op import MAP, op
 from minidl.core.options import options
-from minidl.core.spec import TYPE_NAMES, Spec, Value
+from minidl.core.spec import TYPE_NAMES
+from minidl.core.tape import open_tapes
 from minidl.core.tree import flatten, matching, paths, unflatten
 from minidl.ops.create import full
 from minidl.ops.elementwise import expm1, sqrt, square
@@ -261,7 +262,7 @@ def _rows(who: str, params: Tree, **others: Tree) -> tuple[Iterator[tuple[DLArra
 
 def _wrap(who: str, x: Any) -> DLArray:
     data = check_data(who, x)
-    return DLArray(Value(Spec(data.shape, data.dtype), data))
+    return adopted(kept_data(data, x) if open_tapes() else data)  # without a tape a solver's step reads it at once
 
 
 def _unwrap(y: DLArray, like: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import minidl.ops  # noqa: F401 (the operators live there)
 from minidl.autodiff import dlfeval, dlgradient
 from minidl.core.dlarray import DLArray, dlarray, isdlarray
-from minidl.core.errors import DTypeError, LabelError, ShapeError
+from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError
 
 R = np.random.default_rng(17)
 
@@ -41,17 +42,114 @@ def test_creation(shape, fmt, labels, stored, order, dtype):
     assert isdlarray(x) and not isdlarray(data)
 
 
-def test_images_are_not_copied():
-    data = np.zeros((5, 28, 28, 1), np.float32)
-    assert np.shares_memory(np.asarray(dlarray(data, "BSSC")), data)
+def test_images_stay_in_their_order_in_memory():
+    data = R.normal(size=(5, 28, 28, 3)).astype(np.float32)
+    for given in (data, np.asfortranarray(data), data.transpose(0, 2, 1, 3)):
+        x = dlarray(given, "BSSC")
+        assert np.asarray(x).strides == given.transpose(1, 2, 3, 0).strides
+        assert not np.shares_memory(np.asarray(x), data)
+        np.testing.assert_array_equal(x.numpy(), given.transpose(1, 2, 3, 0))
+
+
+def frozen(data):
+    data.flags.writeable = False
+    return data
+
+
+class Holder:
+    """Data behind NumPy's protocol, as other libraries offer them."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __array__(self, dtype=None, copy=None):
+        return self.data
+
+
+HANDED_OVER = {  # what is given of some data, whether dlarray copies it
+    "array": (lambda data: data, True),
+    "view": (lambda data: data[:, ::2], True),
+    "read-only view": (lambda data: frozen(data[:]), True),
+    "memoryview": (memoryview, True),
+    "read-only memoryview": (lambda data: memoryview(data).toreadonly(), True),
+    "read-only buffer": (lambda data: frozen(np.frombuffer(data).reshape(data.shape)), True),
+    "array of a protocol": (Holder, True),
+    "subclass": (lambda data: data.view(np.matrix), True),
+    "another byte order": (lambda data: data.astype(">f8"), True),
+    "list of rows": (list, True),
+    "frozen": (frozen, False),
+    "view of frozen": (lambda data: frozen(data).T[1:], False),
+}
+
+
+@pytest.mark.parametrize("way", HANDED_OVER)
+@pytest.mark.parametrize("fmt", [None, "UU"])
+def test_only_what_cannot_change_is_not_copied(way, fmt):
+    data = np.arange(12.0).reshape(3, 4).copy()
+    hand_over, is_copied = HANDED_OVER[way]
+    given = hand_over(data)
+    expected = np.array(given).copy()
+    x = dlarray(given, fmt)
+    assert np.shares_memory(np.asarray(x), data) is not is_copied
+    if is_copied:
+        data[...] = -1
+    np.testing.assert_array_equal(x.numpy(), expected.astype(float))
 
 
 def test_nobody_can_write_into_a_value():
-    x = dlarray([1.0, 2.0])
-    with pytest.raises(ValueError, match="read-only"):
-        np.asarray(x)[0] = 5
-    x.extractdata()[0] = 5
-    assert x.tolist() == [1.0, 2.0]
+    x = dlarray(np.float32([[1, 2], [3, 4]]), "CB")
+    given = np.ones((2, 2), np.float32)
+    for view in (np.asarray(x), np.asarray(x).view(), np.asarray(x)[...], np.asarray(x).T, np.asarray(x).reshape(-1)):
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.flags.writeable = True
+        with pytest.raises(ValueError, match="read-only"):
+            view[0] = 5
+        with pytest.raises(ValueError, match="read-only"):
+            np.copyto(view, 5)
+        with pytest.raises(ValueError, match="read-only"):
+            np.add(view, 1, out=view)
+        assert not isinstance(view.base, np.ndarray) or not view.base.flags.writeable
+        assert memoryview(view).readonly
+    for copied in (x.extractdata(), x.numpy(), np.array(x), np.from_dlpack(x).copy(), np.asarray(x, "float64")):
+        copied[...] = 5
+    for call in (lambda: memoryview(x), lambda: np.frombuffer(x, np.float32)):
+        with pytest.raises(TypeError, match="bytes-like|buffer"):
+            call()
+    for call in (
+        lambda: np.add(given, given, out=x), lambda: np.exp(x, out=x), lambda: np.copyto(x, given),
+        lambda: np.add.at(x, 0, given), lambda: np.put(x, 0, 1), lambda: np.putmask(x, given > 0, 1),
+        lambda: np.place(x, given > 0, 1), lambda: np.fill_diagonal(x, 1), lambda: np.sum(given, 0, out=x),
+        lambda: np.add.reduce(given, out=x), lambda: np.add.accumulate(given, out=x),
+        lambda: np.add(given, x, out=given), lambda: np.concatenate([given, given], out=x),
+    ):  # fmt: skip
+        with pytest.raises((DTypeError, OptionError)):
+            call()
+    assert x.tolist() == [[1, 2], [3, 4]] and given.tolist() == [[1, 1], [1, 1]]
+
+
+def test_other_libraries_get_a_copy():
+    x = dlarray(np.float32([[1, 2], [3, 4]]), "CB")
+    assert not np.shares_memory(np.from_dlpack(x), np.asarray(x))
+    with pytest.raises(BufferError, match="copy"):
+        x.__dlpack__(copy=False)
+
+
+def test_pickled_buffers_stay_the_callers():
+    x, buffers = dlarray(np.arange(3.0)), []
+    stream = pickle.dumps(x, protocol=5, buffer_callback=buffers.append)
+    memory = [bytearray(buffer) for buffer in buffers]
+    y = pickle.loads(stream, buffers=memory)
+    memory[0][:] = bytes(len(memory[0]))
+    assert y.tolist() == [0, 1, 2]
+
+
+def test_handles_are_rebound_not_written():
+    x = dlarray([1.0, 2.0, 3.0])
+    y, seen = +x, np.asarray(x)
+    x[0] = 9
+    x += 1
+    random.shuffle(x)
+    assert sorted(x.tolist()) == [3, 4, 10] and y.tolist() == seen.tolist() == [1, 2, 3]
 
 
 def test_relabelling_replaces_labels():

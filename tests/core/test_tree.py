@@ -7,7 +7,7 @@ import pytest
 
 from minidl.core.errors import ShapeError
 from minidl.core.struct import struct
-from minidl.core.tree import difference, flatten, matching, paths, unflatten
+from minidl.core.tree import builder, difference, flatten, matching, paths, unflatten
 
 Point = collections.namedtuple("Point", "x y")
 
@@ -92,3 +92,17 @@ def test_dictionaries_of_other_kinds_come_back():
         leaves, structure = flatten(tree)
         again = unflatten(structure, leaves)
         assert again == tree and type(again) is type(tree)
+
+
+@pytest.mark.parametrize("tree", [
+    1, None, [], (), {}, [1, None, (2,)], {"a": 1, "b c": [2, {"d": None}]}, struct(x=struct(y=1)), Layer(1, [2]),
+    collections.OrderedDict(b=1, a=2), collections.defaultdict(list, a=[1]), Point(1, (2, 3)), {1: 2, None: 3}, [[[1]]],
+    Frozen([1, (2,)]),
+])  # fmt: skip
+def test_a_builder_is_unflatten(tree):
+    leaves, structure = flatten(tree)
+    build = builder(structure)
+    for _ in range(2):
+        built = build(leaves)
+        assert flatten(built) == (leaves, structure) and type(built) is type(tree)
+        assert built is not tree or not isinstance(tree, (list, dict))

@@ -11,7 +11,7 @@ import minidl as m
 from engine.interpreter import Interpreter
 from engine.programs import LAYOUTS, assert_same, recorded
 from minidl.backends import cpu
-from minidl.core.dlarray import dlarray
+from minidl.core.dlarray import adopted, dlarray
 from minidl.core.op import KERNEL, OPS, VIEW, Op
 from minidl.engine.fuse import schedule
 from minidl.engine.graph import Id
@@ -140,13 +140,13 @@ def test_constants_in_any_memory_layout(which, shape):
 
 def test_constants_without_gaps_are_not_copied():
     data = np.asfortranarray(np.ones((3, 4)))
-    found, _, _ = layout_of(lambda x: x + dlarray(data), dlarray(np.ones((3, 4))))
+    found, _, _ = layout_of(lambda x: x + adopted(data), dlarray(np.ones((3, 4))))
     assert np.shares_memory(next(iter(found.memory.values())), data)
 
 
 def test_what_a_constant_repeats_is_kept_once():
     data = np.broadcast_to(np.arange(3.0), (1000, 1000, 3))
-    found, _, _ = layout_of(lambda x: x + dlarray(data), dlarray(np.ones(3)))
+    found, _, _ = layout_of(lambda x: x + adopted(data), dlarray(np.ones(3)))
     (memory,) = found.memory.values()
     assert memory.tolist() == [0, 1, 2]
 

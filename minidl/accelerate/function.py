@@ -1,0 +1,447 @@
+"""dlaccelerate: record a function once per input signature, compile the recording, replay it.
+
+The first call with a new signature runs the function and keeps a graph of its calls; further calls replay the graph's
+program and run none of the function's Python.
+Source: MathWorks, reference pages "dlaccelerate" and "AcceleratedFunction".
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import sys
+import time
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidl import backends
+from minidl.accelerate import advice, checks, report
+from minidl.accelerate.cache import MISSING, Cache
+from minidl.accelerate.recording import Recording, Trace
+from minidl.accelerate.report import Captures, Explanation, MissRow, TraceRow
+from minidl.accelerate.signature import Signature, Signer, Tree, plain_key
+from minidl.core.errors import (
+    AccelerationWarning,
+    DTypeError,
+    NonFiniteWarning,
+    OptionError,
+    RetraceWarning,
+    TraceError,
+    TraceWarning,
+    choice,
+    number,
+)
+from minidl.core.options import options
+from minidl.core.random import CELLS
+from minidl.core.spec import Value
+from minidl.core.tape import open_tapes, user_line
+from minidl.core.tree import flatten, unflatten
+
+MISSES = 100  # calls that explain() remembers
+
+
+class AcceleratedFunction:
+    """A function that records itself once per input signature and replays the recording; see `dlaccelerate`.
+
+    Signature: structure of the arguments; size, labels and type of each dlarray, and which of them are the same
+    array; value of everything else (NaN equals NaN). Likewise for what the function captures: variables of enclosing
+    functions, globals, default arguments, attributes of objects. Captured dlarrays are read afresh at each call.
+    Containers among the arguments are handed on as copies, as in MATLAB.
+    """
+
+    def __init__(self, function: Callable[..., Any], numerics: str = "fast", *, is_strict: bool = False) -> None:
+        self._function, self._numerics, self._is_strict = function, numerics, is_strict
+        self._enabled, self._check_finite = True, False
+        self._check_mode, self._check_tolerance = "none", 1e-4
+        self._cache = Cache(size=50)
+        self._misses: collections.deque[MissRow] = collections.deque(maxlen=MISSES)
+        self._retraces = advice.Retraces(function, self._name())
+        self._warned: set[str] = set()
+        functools.update_wrapper(self, function, updated=())
+
+    # properties -------------------------------------------------------------------------------------------------
+    @property
+    def Function(self) -> Callable[..., Any]:
+        """The underlying function."""
+        return self._function
+
+    @property
+    def Enabled(self) -> bool:
+        """Whether calls are recorded and replayed; if not, they run the underlying function beside the cache."""
+        return self._enabled
+
+    @Enabled.setter
+    def Enabled(self, value: bool) -> None:
+        self._enabled = _truth("Enabled", value)
+
+    @property
+    def CacheSize(self) -> int:
+        """Most traces kept; the oldest goes first."""
+        return self._cache.size
+
+    @CacheSize.setter
+    def CacheSize(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise OptionError(f"AcceleratedFunction: CacheSize is a positive whole number; got {value!r}.")
+        self._cache.size = int(value)
+        self._cache.evict()
+
+    @property
+    def HitRate(self) -> float:
+        """Percentage of calls that reused a trace: 100 * hits / calls (0 before the first call)."""
+        return 100.0 * self._cache.hits / self._cache.calls if self._cache.calls else 0.0
+
+    @property
+    def Occupancy(self) -> float:
+        """Percentage of the cache in use: 100 * traces / CacheSize."""
+        return 100.0 * len(self._cache) / self._cache.size
+
+    @property
+    def CheckMode(self) -> str:
+        """'none', or 'tolerance': every replay is compared with the underlying function."""
+        return self._check_mode
+
+    @CheckMode.setter
+    def CheckMode(self, value: str) -> None:
+        self._check_mode = choice("AcceleratedFunction", "CheckMode", value, ["none", "tolerance"])
+
+    @property
+    def CheckTolerance(self) -> float:
+        """Largest difference that CheckMode 'tolerance' lets pass, relative to the larger of 1 and a number's size."""
+        return self._check_tolerance
+
+    @CheckTolerance.setter
+    def CheckTolerance(self, value: float) -> None:
+        is_right = (0.0).__lt__
+        self._check_tolerance = number("AcceleratedFunction", "CheckTolerance", value, "a positive number", is_right)
+
+    @property
+    def CheckFinite(self) -> bool:
+        """Whether each replay is searched for NaN and Inf; a NonFiniteWarning then names the first op that made one."""
+        return self._check_finite
+
+    @CheckFinite.setter
+    def CheckFinite(self, value: bool) -> None:
+        self._check_finite = _truth("CheckFinite", value)
+
+    @property
+    def NumTraces(self) -> int:
+        """Number of traces in the cache."""
+        return len(self._cache)
+
+    @property
+    def signatures(self) -> list[dict[str, str]]:
+        """For each trace, oldest first, what its calls have in common: path -> size, labels and type, or value."""
+        return [report.readable(trace.signature, self._function) for trace in self._cache.kept()]
+
+    @property
+    def Strict(self) -> bool:
+        """Whether a function that cannot be replayed is an error (TraceError) instead of a warning."""
+        return self._is_strict
+
+    @Strict.setter
+    def Strict(self, value: bool) -> None:
+        self._is_strict = _truth("Strict", value)
+
+    def __repr__(self) -> str:
+        rows = {
+            "Function": f"@{getattr(self._function, '__name__', repr(self._function))}",
+            "Enabled": int(self._enabled),
+            "CacheSize": self._cache.size,
+            "HitRate": f"{self.HitRate:.4f}".rstrip("0").rstrip("."),
+            "Occupancy": f"{self.Occupancy:.4f}".rstrip("0").rstrip("."),
+            "CheckMode": repr(self._check_mode),
+            "CheckTolerance": f"{self._check_tolerance:.4e}",
+        }
+        body = "\n".join(f"{name:>18}: {value}" for name, value in rows.items())
+        return f"AcceleratedFunction with properties:\n\n{body}"
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> Any:
+        function, name = self._function, getattr(self, "__qualname__", "<locals>")
+        if _named(getattr(self, "__module__", None), name) is self:
+            return name  # a decorated function: its name leads here
+        return _rebuild, (function, self._numerics, self._is_strict, self._settings())
+
+    def __copy__(self) -> AcceleratedFunction:
+        return _rebuild(self._function, self._numerics, self._is_strict, self._settings())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AcceleratedFunction:
+        return self.__copy__()  # the function travels, traces do not
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+    # calling ----------------------------------------------------------------------------------------------------
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        tapes = open_tapes()
+        if not self._enabled or any([tape.everything for tape in tapes]):
+            return self._plainly(args, kwargs)  # inside another recording the calls become part of that one
+        is_checking = self._check_finite or self._check_mode != "none"
+        look = None if is_checking else self._cache.recall(args, kwargs, bool(tapes))
+        if look is not None:
+            return self._replay(look.trace, look.values)
+        leaves, structure = flatten((args, kwargs))
+        trace, values = self._cache.look_up(leaves, structure, bool(tapes))
+        if trace is MISSING:
+            return self._record(leaves, structure)
+        if trace is None or not self._is_compiled(trace):
+            with self._cache.lock:
+                self._cache.calls += 1
+            return self._plainly(args, kwargs)
+        self._cache.make_recent(trace)
+        before = [cell.value for cell in CELLS]
+        result = self._replay(trace, values)
+        if is_checking:
+            self._check(trace, result, values, before, leaves, structure)
+        return result
+
+    def replay_in_dlfeval(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """What dlfeval(self, *args, **kwargs) returns, in a tuple, if a recent trace fits; otherwise None.
+
+        A replay needs no tape of dlfeval's: what it returns is not traced any more.
+        """
+        if not self._enabled or self._check_finite or self._check_mode != "none":
+            return None
+        look = self._cache.recall(args, kwargs, True, is_renewed=True)
+        return None if look is None else (self._replay(look.trace, look.values),)
+
+    def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The function itself, on copies of the containers: as it is called when it is recorded."""
+        leaves, structure = flatten((args, kwargs))
+        args, kwargs = unflatten(structure, leaves)
+        return self._function(*args, **kwargs)
+
+    def _replay(self, trace: Trace, values: list[Value]) -> Any:
+        start = time.perf_counter()
+        result = trace.replay(values)
+        seconds = time.perf_counter() - start
+        cache = self._cache
+        with cache.lock:
+            cache.calls += 1
+            cache.hits += 1
+            trace.hits += 1
+            trace.replay_seconds += seconds
+        return result
+
+    def _record(self, leaves: list[Any], structure: Any) -> Any:
+        """Run the function and keep the recording. All that is remembered of it changes at the end, in one step."""
+        where = user_line()
+        if NO_RETRACE:
+            raise TraceError(self._refusal(leaves, structure))
+        start = time.perf_counter()
+        recording = Recording(self._function, leaves, structure)
+        complaints = advice.complaints(recording, self._name())
+        if complaints and self._is_strict:
+            raise TraceError(complaints[0])
+        signature, trace, cache = recording.signature, None, self._cache
+        if not complaints and recording.is_alone():
+            seconds = time.perf_counter() - start
+            trace = Trace(recording, self._name(), seconds, is_exact=self._numerics == "exact")
+        why, nearest = advice.nearest(cache.kept(), signature, self._function)
+        with cache.lock:
+            cache.calls += 1
+            self._misses.append(MissRow(cache.calls, where, nearest, why, "cannot be replayed" if complaints else ""))
+            retraces = self._retraces.of_values(signature, why)
+            if complaints or trace is not None:
+                cache.keep(signature, trace)
+                if cache.evict():
+                    retraces += self._retraces.of_a_full_cache(cache.size, self._misses)
+        self._warn(complaints + advice.notes(recording, self._name()), TraceWarning)
+        self._warn(retraces, RetraceWarning)
+        return recording.result
+
+    def _check(
+        self, trace: Trace, result: Any, values: list[Value], before: list[Value], leaves: list[Any], structure: Any
+    ) -> None:
+        """What CheckFinite and CheckMode ask for, after a replay."""
+        if self._check_finite:
+            found = checks.not_finite(trace, result, values + before)
+            if found:
+                message = f"dlaccelerate: {self._name()} returned NaN or Inf; {found}."
+                warnings.warn(message, NonFiniteWarning, stacklevel=3)
+        if self._check_mode != "none":
+            found = checks.difference(
+                self._function, trace, result, before, leaves, structure, self._check_tolerance
+            )
+            if found:
+                message = f"Accelerated outputs differ from underlying function outputs. {found}"
+                warnings.warn(message, AccelerationWarning, stacklevel=3)
+
+    def _is_compiled(self, trace: Trace) -> bool:
+        """Whether the trace has its program; one that cannot be compiled is given up."""
+        if trace._program is not None:
+            return True
+        try:
+            return trace.program is not None
+        except Exception as error:
+            self._cache.give_up(trace)
+            message = (
+                f"dlaccelerate: the recording of {self._name()} could not be compiled ({type(error).__name__}: "
+                f"{error}); the function itself runs instead. Please report it; until then Numerics='exact' may help."
+            )
+            self._warn([message], TraceWarning)
+            return False
+
+    def _name(self) -> str:
+        return getattr(self._function, "__name__", type(self._function).__name__)
+
+    def _warn(self, messages: list[str], kind: type[Warning]) -> None:
+        for message in messages:
+            if message not in self._warned:
+                warnings.warn(message, kind, stacklevel=4)
+                self._warned.add(message)
+
+    def clearCache(self) -> None:
+        """Forget all traces; HitRate and Occupancy start again at 0."""
+        with self._cache.lock:
+            self._cache.clear()
+            self._misses.clear()
+            self._retraces.clear()
+            self._warned.clear()
+
+    # seeing -----------------------------------------------------------------------------------------------------
+    def trace(self, index: int = -1) -> Trace:
+        """One of the cached traces (the latest by default); `print` it to see graph, plan and kernels."""
+        traces = self._cache.kept()
+        if not -len(traces) <= index < len(traces):
+            raise OptionError(
+                f"trace: there are {len(traces)} traces, index {index} is none of them. Call the function first."
+            )
+        return traces[index]
+
+    def captures(self, index: int = -1) -> Captures:
+        """What a trace (the latest by default) has besides its arguments: path, file:line, role and bytes, as a list
+        that prints as a table. Functions, classes and modules are compared too, but not listed.
+        """
+        return report.captures_of(self.trace(index))
+
+    def explain(self) -> Explanation:
+        """What the cache did, as data that prints as tables: for each trace its hits, times and memory; for each call
+        that was recorded (the last 100), the nearest trace, what was new, and what would have let it share.
+        """
+        with self._cache.lock:
+            traces = [
+                TraceRow(
+                    index, x.hits, x.record_seconds * 1e3, x.compile_seconds * 1e3,
+                    x.replay_seconds / x.hits * 1e3 if x.hits else 0.0, x.nbytes,
+                    report.readable(x.signature, self._function),
+                )
+                for index, x in enumerate(self._cache.kept())
+            ]  # fmt: skip
+            return Explanation(self._name(), self._cache.calls, self._cache.hits, traces, list(self._misses))
+
+    def _refusal(self, leaves: list[Any], structure: Any) -> str:
+        """The text of no_retrace's error."""
+        kept, why = self._cache.kept(), ""
+        if kept:
+            last, signer = kept[-1].signature, Signer()
+            arguments = Tree(structure, signer.leaves(leaves, plain_key))
+            captured = last.plan.tree(leaves, signer)
+            new = Signature(arguments, captured, last.plan, bool(open_tapes()), backends.current().__name__)
+            why = "; ".join(map(str, report.differences(last, new, self._function)[:3]))
+        return (
+            f"no_retrace: {self._name()} would be recorded anew: {why or 'it has no trace yet'}. "
+            "Call it this way once before the block, or let the call share a trace."
+        )
+
+
+
+_SETTINGS = ("Enabled", "CacheSize", "CheckMode", "CheckTolerance", "CheckFinite")
+NO_RETRACE: list[object] = []  # not empty inside `testing.no_retrace`: a recording is an error
+
+
+def _truth(name: str, value: Any) -> bool:
+    if isinstance(value, (bool, int, np.bool_)) and value in (0, 1):
+        return bool(value)
+    raise OptionError(f"AcceleratedFunction: {name} is True or False; got {value!r}.")
+
+
+def _named(module: Any, qualified_name: str) -> Any:
+    """What stands under that name in a module; None if nothing does."""
+    found = sys.modules.get(module)
+    for name in qualified_name.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _rebuild(
+    function: Callable[..., Any], numerics: str, is_strict: bool, settings: dict[str, Any]
+) -> AcceleratedFunction:
+    accfun = AcceleratedFunction(function, numerics, is_strict=is_strict)
+    for name, value in settings.items():
+        setattr(accfun, name, value)
+    return accfun
+
+
+@options
+def dlaccelerate(fun: Callable[..., Any], *, Numerics: str = "fast", Strict: bool = False) -> AcceleratedFunction:
+    """Accelerate a function of dlarrays: record it once per kind of input, then replay the recording.
+
+    fun      : function, or AcceleratedFunction (then a new one around the same function)
+    Numerics : "fast" (loops fused and compiled; results equal up to rounding) or "exact" (the same kernels in the
+               same order; results equal bit for bit)
+    Strict   : raise TraceError where otherwise a TraceWarning says that a call cannot be replayed
+    Returns an AcceleratedFunction, called like fun, also inside dlfeval. Also a decorator: `@dlaccelerate`.
+    A call whose Python looks at traced numbers (`if x > 0`, `float(x)`) gives the right result, is not kept, and
+    warns with the line.
+    What fun captures (closures, globals, attributes) may change between calls: dlarrays are read afresh, another plain
+    value makes a new trace. `captures()` lists it; `explain()` says why calls were recorded.
+    Make it once, outside of the loop: a second one of the same code at the same line gets a RetraceWarning.
+    Raises DTypeError if fun cannot be called.
+    Source: MathWorks, reference page "dlaccelerate".
+
+    >>> from minidl.core.dlarray import dlarray
+    >>> double = dlaccelerate(lambda x: x + x)
+    >>> [double(dlarray(number)).item() for number in (1.0, 2.0, 3.0)]
+    [2.0, 4.0, 6.0]
+    >>> round(double.HitRate, 2), double.Occupancy
+    (66.67, 2.0)
+    """
+    if isinstance(fun, AcceleratedFunction):
+        fun = fun.Function
+    if not callable(fun):
+        raise DTypeError(f"dlaccelerate: a function is wanted; got {type(fun).__name__}.")
+    numerics = choice("dlaccelerate", "Numerics", Numerics, ["fast", "exact"])
+    _note_place(fun)
+    return AcceleratedFunction(fun, numerics, is_strict=_truth("Strict", Strict))
+
+
+PLACES: dict[tuple[Any, str], int] = {}  # how often dlaccelerate was called with some code at some line
+
+
+def _note_place(fun: Callable[..., Any]) -> None:
+    """Warn of functions accelerated over and over, each time without a trace."""
+    while isinstance(fun, (functools.partial, types.MethodType)):
+        fun = fun.func if isinstance(fun, functools.partial) else fun.__func__
+    code = getattr(fun, "__code__", None)
+    if code is None:
+        return
+    line = user_line()
+    count = PLACES[code, line] = PLACES.pop((code, line), 0) + 1
+    if len(PLACES) > 1000:
+        del PLACES[next(iter(PLACES))]
+    if count == 2:
+        warnings.warn(
+            f"dlaccelerate: {code.co_name} is accelerated once more at {line}; each accelerated function starts "
+            "without traces. Make it once, outside of the loop, and call that.",
+            RetraceWarning,
+            stacklevel=4,
+        )
+
+
+def clearCache(accfun: AcceleratedFunction) -> None:
+    """Forget all traces of an accelerated function; its HitRate and Occupancy start again at 0.
+
+    >>> clearCache(dlaccelerate(abs))
+    """
+    accfun = getattr(accfun, "__func__", accfun)  # of a method
+    if not isinstance(accfun, AcceleratedFunction):
+        raise DTypeError(f"clearCache: an AcceleratedFunction is wanted; got {type(accfun).__name__}.")
+    accfun.clearCache()

@@ -1,0 +1,324 @@
+"""Signatures: what two calls must have in common to share a trace, as a key for look-up and as a compiled check.
+
+A call is described by the trees of its arguments and of what its function captures (`captures.Source`), leaf by leaf:
+dlarrays by size, labels, type and by which of them are the same array; everything else by value or identity.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import enum
+import types
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minidl.accelerate.captures import MISSING, Leaf, Source, is_namespace, is_user_class
+from minidl.core.dlarray import DLArray, is_unchangeable
+from minidl.core.spec import Spec, Value
+from minidl.core.tree import LEAF, flatten
+
+# keys -----------------------------------------------------------------------------------------------------------
+_PYTHON_TWINS = (np.float64, np.bool_, np.int64, np.str_, np.bytes_)  # behave as float, bool, int, str and bytes do
+_CHANGEABLE = (np.ndarray, set, list, collections.deque, bytearray, array.array, memoryview)
+
+
+def plain_key(x: Any) -> Hashable:
+    """What stands for an argument that is no dlarray: its value where it is plain data, otherwise the object itself."""
+    if isinstance(x, np.ndarray) and x.ndim == 0 and type(x) is np.ndarray:
+        x = x[()]
+    if isinstance(x, _PYTHON_TWINS):
+        x = x.item()
+    if isinstance(x, float):
+        return (type(x), "nan") if x != x else (type(x), x, str(x)[0] == "-")
+    if isinstance(x, np.ndarray):
+        if x.dtype.hasobject:
+            return type(x), x.shape, tuple(map(plain_key, x.reshape(-1).tolist()))
+        return type(x), x.shape, x.dtype, x.tobytes()
+    if isinstance(x, np.generic):
+        return type(x), x.dtype, x.tobytes()
+    if isinstance(x, set):
+        return type(x), frozenset(map(plain_key, x))
+    if isinstance(x, slice):
+        return type(x), tuple(map(plain_key, (x.start, x.stop, x.step)))
+    if isinstance(x, (list, collections.deque)):
+        return type(x), tuple(map(plain_key, x))
+    if isinstance(x, (bytearray, array.array, memoryview)):
+        return type(x), bytes(x)
+    if isinstance(x, types.MethodType):  # a new object at each look, and equal to one of an equal instance
+        return type(x), x.__func__, ById(x.__self__)
+    try:
+        hash(x)
+        return type(x), x
+    except TypeError:
+        return ById(x)
+
+
+def captured_key(x: Any) -> Hashable:
+    """The key of something captured: objects of the user's classes are themselves, whatever they call equal."""
+    if (is_user_class(type(x)) or is_namespace(x)) and not isinstance(x, (enum.Enum, list, set, collections.deque)):
+        return ById(x)
+    return plain_key(x)
+
+
+class ById:
+    """The same object, and no other, is equal to it. Held, so that its id stays its own."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+    def __hash__(self) -> int:
+        return id(self.x)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ById) and other.x is self.x
+
+
+class Array(NamedTuple):
+    """A leaf that is a dlarray: spec, labels, number of the distinct array; or exactly this value, if Python looks."""
+
+    spec: Spec
+    labels: str
+    place: int
+    pinned: ById | None = None
+
+
+class Plain:
+    """Any other leaf. Equal keys are equal leaves; the object itself is for a first look and for people."""
+
+    __slots__ = ("key", "x")
+
+    def __init__(self, key: Hashable, x: Any) -> None:
+        self.key, self.x = key, x
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plain) and self.key == other.key
+
+
+class Tree(NamedTuple):
+    """Structure and leaves."""
+
+    structure: Any
+    leaves: tuple[Array | Plain, ...]
+
+
+class Signer:
+    """Makes the leaves' part of a signature and collects the distinct values among them."""
+
+    def __init__(self) -> None:
+        self.places: dict[int, int] = {}
+        self.values: list[Value] = []
+
+    def leaves(self, leaves: Sequence[Any], key: Callable[[Any], Hashable], pins: frozenset[int] = frozenset()) -> Any:
+        """The leaves of a signature; `pins` are the numbers of those that must be the very same value."""
+        found: list[Array | Plain] = []
+        for i, leaf in enumerate(leaves):
+            if not isinstance(leaf, DLArray):
+                found.append(_plain(leaf, key(leaf)))
+                continue
+            value = leaf._value
+            if i in pins:
+                found.append(Array(value.spec, leaf._labels, -1, ById(value)))
+                continue
+            place = self.places.setdefault(id(value), len(self.values))
+            if place == len(self.values):
+                self.values.append(value)
+            found.append(Array(value.spec, leaf._labels, place))
+        return tuple(found)
+
+
+def _plain(x: Any, key: Hashable) -> Plain:
+    if type(x) is np.ndarray and x.ndim and not x.dtype.hasobject and not is_unchangeable(x):
+        shape, dtype, data = key[1:]  # type: ignore[index]
+        x = np.frombuffer(data, dtype).reshape(shape)  # what it is now, and the caller's array need not be kept
+    return Plain(key, x)
+
+
+class Plan:
+    """Where a recorded function reads besides its arguments, and which of those leaves are pinned."""
+
+    def __init__(self, sources: list[Source], pins: frozenset[int] = frozenset()) -> None:
+        self.sources, self.pins = sources, pins
+        self._identity = tuple([(s.kind, s.holder if isinstance(s.holder, Leaf) else id(s.holder), s.name)
+                                for s in sources]), pins  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self._identity == other._identity
+
+    def tree(self, leaves: Sequence[Any], signer: Signer) -> Tree:
+        """What is there now."""
+        found, structure = flatten([source.read(leaves) for source in self.sources])
+        return Tree(structure, signer.leaves(found, captured_key, self.pins))
+
+
+class Signature(NamedTuple):
+    """The whole key of a trace."""
+
+    arguments: Tree
+    captured: Tree
+    plan: Plan
+    is_traced: bool
+    backend: str
+
+    @property
+    def place(self) -> tuple[Tree, bool, str]:
+        """What is known of a call before anything captured is looked at."""
+        return self.arguments, self.is_traced, self.backend
+
+    @property
+    def pattern(self) -> tuple[int, ...]:
+        """The place of each dlarray that is not pinned."""
+        leaves = self.arguments.leaves + self.captured.leaves
+        return tuple([x.place for x in leaves if type(x) is Array and x.pinned is None])
+
+
+# a compiled check -----------------------------------------------------------------------------------------------
+Guard = Callable[[tuple[Any, ...], dict[str, Any]], "list[Value] | None"]
+
+
+def guard_of(signature: Signature) -> Guard:
+    """A function of (args, kwargs): the values of all dlarrays if the call has this signature (but for which of them
+    are the same array), None if not. Straight code, so that a hit costs microseconds.
+    """
+    writer = _Writer()
+    _, _, (args, kwargs) = signature.arguments.structure
+    leaves = iter(signature.arguments.leaves)
+    writer.tree("args", args, leaves, "plain_key")
+    writer.tree("kwargs", kwargs, leaves, "captured_key" if kwargs is None else "plain_key")
+    _, _, children = signature.captured.structure
+    leaves = iter(signature.captured.leaves)
+    for source, child in zip(signature.plan.sources, children):
+        writer.tree(writer.read(source), child, leaves, "captured_key")
+    text = "\n    ".join(["def guard(args, kwargs):", *writer.lines, f"return [{', '.join(writer.values)}]"])
+    exec(compile(text, "<guard>", "exec"), writer.space)
+    found = writer.space["guard"]
+    if not signature.plan.sources:
+        return found
+
+    def careful(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Value] | None:
+        try:
+            return found(args, kwargs)
+        except (KeyError, ValueError, AttributeError):  # a variable or attribute is not there any more
+            return None
+
+    return careful
+
+
+class _Writer:
+    """Writes the lines of a guard; `space` holds the objects that they name."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.values: list[str] = []
+        self.leaves: list[str] = []
+        self.space: dict[str, Any] = {
+            "DLArray": DLArray, "plain_key": plain_key, "captured_key": captured_key, "same_array": same_array,
+            "MISSING": MISSING,
+        }  # fmt: skip
+        self._count = 0
+
+    def new(self) -> str:
+        self._count += 1
+        return f"x{self._count}"
+
+    def constant(self, x: Any) -> str:
+        name = f"c{len(self.space)}"
+        self.space[name] = x
+        return name
+
+    def unless(self, condition: str) -> None:
+        self.lines.append(f"if {condition}: return None")
+
+    def read(self, source: Source) -> str:
+        """A variable that holds what is at the source."""
+        holder, name = source.holder, source.name
+        if isinstance(holder, Leaf) or not _has_plain_access(source):
+            read = self.constant(source.read)
+            text = f"{read}(({''.join(f'{leaf}, ' for leaf in self.leaves)}))"
+        elif source.kind == "cell":
+            text = f"{self.constant(holder)}.cell_contents"
+        elif source.kind == "global":
+            text = f"{self.constant(holder)}.get({name!r}, MISSING)"
+        else:
+            text = f"{self.constant(holder)}.__dict__[{name!r}]"
+        x = self.new()
+        self.lines.append(f"{x} = {text}")
+        return x
+
+    def tree(self, x: str, structure: Any, leaves: Iterator[Array | Plain], key: str) -> None:
+        """Check that variable x holds a tree of this structure with these leaves."""
+        if structure is None:
+            self.unless(f"{x} is not None")
+            return
+        if structure == LEAF:
+            self.leaf(x, next(leaves), key)
+            return
+        kind, names, children = structure
+        if x not in ("args", "kwargs"):
+            self.unless(f"type({x}) is not {self.constant(kind)}")
+        inner = [self.new() for _ in children]
+        if names is None:
+            self.unless(f"len({x}) != {len(children)}")
+            values = x
+        elif issubclass(kind, dict):
+            self.unless(f"tuple({x}) != {self.constant(names)}" if names else x)
+            values = f"{x}.values()" if kind.values is dict.values else f"dict.values({x})"
+        else:
+            values = "".join(f"{x}.{name}, " for name in names)
+        if inner:
+            self.lines.append(f"{', '.join(inner)}, = {values}")
+        for y, child in zip(inner, children):
+            self.tree(y, child, leaves, key)
+
+    def leaf(self, x: str, leaf: Array | Plain, key: str) -> None:
+        self.leaves.append(x)
+        if isinstance(leaf, Plain):
+            self.plain(x, leaf, key)
+            return
+        self.unless(f"type({x}) is not DLArray")
+        value, spec = self.new(), self.constant(leaf.spec)
+        self.lines.append(f"{value} = {x}._value")
+        self.unless(f"{value}.spec is not {spec} and {value}.spec != {spec} or {x}._labels != {leaf.labels!r}")
+        if leaf.pinned is None:
+            self.values.append(value)
+        else:
+            self.unless(f"{value} is not {self.constant(leaf.pinned.x)}")
+
+    def plain(self, x: str, leaf: Plain, key: str) -> None:
+        if isinstance(leaf.key, ById):
+            self.unless(f"{x} is not {self.constant(leaf.x)}")
+        elif type(leaf.x) is np.ndarray and leaf.x.ndim and not leaf.x.dtype.hasobject:
+            same = f"same_array({x}, *{self.constant(leaf.key)})"
+            known = f"{x} is not {self.constant(leaf.x)} and " if is_unchangeable(leaf.x) else ""
+            self.unless(f"{known}not {same}")
+        else:
+            known = "" if isinstance(leaf.x, _CHANGEABLE) else f"{x} is not {self.constant(leaf.x)} and "
+            self.unless(f"{known}{key}({x}) != {self.constant(leaf.key)}")
+
+
+def _has_plain_access(source: Source) -> bool:
+    """Whether a short expression reads the source without running anybody's code."""
+    if source.kind in ("cell", "global"):
+        return source.kind == "global" or source.read(()) is not MISSING
+    kind = type(source.holder)
+    plain = (object.__getattribute__, types.ModuleType.__getattribute__)
+    if source.kind != "attribute" or isinstance(source.holder, type) or kind.__getattribute__ not in plain:
+        return False
+    return source.name in getattr(source.holder, "__dict__", ())
+
+
+def same_array(x: Any, kind: Any, shape: tuple[int, ...], dtype: np.dtype[Any], data: bytes) -> bool:
+    """Whether x is an array with the key (kind, shape, dtype, data), without making the key of x."""
+    if type(x) is not kind or x.shape != shape or x.dtype != dtype:
+        return False
+    return bool(np.array_equal(np.ascontiguousarray(x).reshape(-1).view(np.uint8), np.frombuffer(data, np.uint8)))
