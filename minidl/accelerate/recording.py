@@ -186,7 +186,7 @@ class Trace:
     def nbytes(self) -> int:
         """Memory that the trace holds: constants, and once it is compiled its arena and outputs."""
         if self._program is not None:
-            return getattr(self._program, "nbytes", 0)
+            return self._program.nbytes
         return sum(data.nbytes for data in self.graph.constants.values())
 
     @functools.cached_property
@@ -242,7 +242,7 @@ class Trace:
     def _build(self, values: list[Value]) -> Any:
         """The results as the function returned them: containers, labels, plain objects."""
         if self._is_pure:
-            return self._builder(list(map(DLArray, values, self.leaves)))
+            return self._builder(list(map(DLArray, values, self.leaves)))  # type: ignore[arg-type]
         made = iter(values)
         return self._builder([x.value() if isinstance(x, _Plain) else DLArray(next(made), x) for x in self.leaves])
 

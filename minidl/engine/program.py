@@ -2,73 +2,222 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from minidl.core.apply import compute
-from minidl.core.spec import Value
+from minidl.core.loop import Access
+from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
 from minidl.engine.fuse import schedule
 from minidl.engine.graph import Graph, Id
-from minidl.engine.layout import choose_layout
+from minidl.engine.layout import choose_layout, memory_order
 from minidl.engine.loops import Loop
 from minidl.engine.passes import drop_unused, expand, simplify
-from minidl.engine.plan import Plan, plan_memory
+from minidl.engine.plan import ALIGNMENT_BYTES, Plan, plan_memory
 
 Run = Callable[[], Any]
+Memory = dict[Id, np.ndarray]
+
+SMALL_BYTES = 4096  # results up to this size are copied out: that costs less than to keep track of them
+LARGE_BYTES = 1 << 16  # arguments from this size on are not copied in again if they are the same as before
+MOST_FRAMES = 3  # a loop holds the results of one call while it makes the next
+_has_counts = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock reference counts are estimates
+
+
+def _count_references(arrays: list[Any]) -> list[int]:
+    return [sys.getrefcount(x) for x in arrays]
+
+
+_UNUSED = _count_references([object()])[0]  # the count of what nobody holds but the list
+
+
+class Frame:
+    """A set of output arrays and the steps that fill it. Results handed out are these very arrays.
+
+    Each lies directly over memory that is no NumPy array: so every view of it, however made, holds on to it, and its
+    reference count tells whether anybody can still see it.
+    """
+
+    def __init__(self, steps: list[Run], outputs: list[np.ndarray], is_own: list[bool]) -> None:
+        self.steps = steps
+        self._own = [y for y, own in zip(outputs, is_own) if own]  # the only place that holds them
+        self._copied: list[tuple[Any, int]] = []  # (the array to copy, _), or (None, the number of one of its own)
+        count = 0
+        for y, own in zip(outputs, is_own):
+            self._copied.append((None, count) if own else (y, 0))
+            count += own
+
+    def is_free(self) -> bool:
+        """Whether nobody holds any of the arrays."""
+        return all([sys.getrefcount(y) == _UNUSED for y in self._own])
+
+    def results(self) -> list[np.ndarray]:
+        """The outputs: as they are, or copies of those that lie in the arena."""
+        own = self._own
+        return [own[k] if y is None else y.copy("K") for y, k in self._copied]
 
 
 class Program:
-    """Ready to replay: `run(arrays)` copies the inputs in, runs the bound steps and copies the results out.
+    """Ready to replay: `run(arrays)` copies the inputs in, runs the bound steps and hands the results out.
 
+    Large results are not copied: they lie in a frame, and the next run takes another one as long as anybody can see
+    them. Up to MOST_FRAMES are made; if all are in use, results are copied out of the arena (frame 0).
     The steps share one arena, so one run at a time: a second thread waits.
     """
 
     def __init__(self, graph: Graph, plan: Plan, backend: Any) -> None:
-        self.graph, self.plan = graph, plan
+        self.graph, self.plan, self._backend = graph, plan, backend
         layout = plan.schedule.layout
         specs = layout.graph.specs
-        self._arena = np.empty(plan.arena_bytes + 64, np.uint8)
-        base = -self._arena.ctypes.data % 64
-        flat: dict[Id, np.ndarray] = {}
+        self._arena = np.empty(plan.arena_bytes + ALIGNMENT_BYTES, np.uint8)
+        base = -self._arena.ctypes.data % ALIGNMENT_BYTES
+        self._flat: Memory = dict(layout.memory)
         for buffer, offset in plan.offsets.items():
             spec = specs[buffer]
-            flat[buffer] = self._arena[base + offset : base + offset + spec.nbytes].view(spec.dtype)
-        flat.update(layout.memory)
-
-        def array(x: Id) -> np.ndarray:
-            a, spec = layout.access[x], specs[x]
-            size = spec.dtype.itemsize
-            strides = tuple(stride * size for stride in a.strides)
-            return np.ndarray(spec.shape, spec.dtype, flat[a.buffer], a.offset * size, strides)
-
-        self._inputs = [array(x) for x in layout.graph.inputs]
-        self._outputs = [array(y) for y in layout.graph.outputs]
+            self._flat[buffer] = self._arena[base + offset : base + offset + spec.nbytes].view(spec.dtype)
         self._lock = threading.Lock()
-        self.steps: list[Run] = []
-        for task in plan.schedule.tasks:
-            if isinstance(task.work, Loop):
-                self.steps.append(backend.bind_loop(task.work, flat.__getitem__))
-            else:
-                node = task.work
-                made = [array(y) for y in node.outputs]
-                read = [array(x) if isinstance(x, Id) else x for x in node.inputs]
-                self.steps.append(backend.bind_kernel(node.op, made, read, node.params))
+        tasks = plan.schedule.tasks
+        self._is_silent = all(isinstance(t.work, Loop) or backend.is_silent(t.work.op) for t in tasks)
+        outputs = [self._array(y, self._flat) for y in layout.graph.outputs]
+        self.frames = [Frame([self._bound(k, self._flat) for k in range(len(tasks))], outputs, [False] * len(outputs))]
+        self._own = self._owned()
+        self._prepare_inputs()
 
+    def _array(self, x: Id, flat: Memory) -> np.ndarray:
+        layout = self.plan.schedule.layout
+        return _placed(layout.graph.specs[x], layout.access[x], flat[layout.access[x].buffer])
+
+    def _bound(self, k: int, flat: Memory) -> Run:
+        """Task k, bound to memory. Bound a second time it keeps its scratch."""
+        work = self.plan.schedule.tasks[k].work
+        if isinstance(work, Loop):
+            return self._backend.bind_loop(work, flat.__getitem__)
+        made = [self._array(y, flat) for y in work.outputs]
+        read = [self._array(x, flat) if isinstance(x, Id) else x for x in work.inputs]
+        before = self.frames[0].steps[k] if hasattr(self, "frames") else None
+        if isinstance(before, functools.partial):
+            return functools.partial(before.func, *made, *read, **before.keywords)
+        return self._backend.bind_kernel(work.op, made, read, work.params)
+
+    # inputs -----------------------------------------------------------------------------------------------------
+    def _prepare_inputs(self) -> None:
+        """Find out which inputs matter, and which are large enough to remember them."""
+        layout = self.plan.schedule.layout
+        needed = {buffer for task in self.plan.schedule.tasks for buffer in task.reads}
+        needed |= {layout.access[y].buffer for y in layout.graph.outputs}
+        self._small: list[tuple[int, np.ndarray]] = []
+        self._large: list[tuple[int, np.ndarray]] = []
+        for k, x in enumerate(layout.graph.inputs):
+            if layout.access[x].buffer in needed:
+                target = self._array(x, self._flat)
+                (self._large if target.nbytes >= LARGE_BYTES else self._small).append((k, target))
+        self._last: dict[int, Any] = {}  # large inputs of the run before: arrays of values never change
+
+    def _copy_in(self, arrays: Sequence[np.ndarray]) -> None:
+        for k, target in self._small:
+            target[...] = arrays[k]
+        for k, target in self._large:
+            before = self._last.pop(k, None)
+            if before is None or before() is not arrays[k]:
+                target[...] = arrays[k]
+                before = weakref.ref(arrays[k])
+            self._last[k] = before
+
+    # outputs ----------------------------------------------------------------------------------------------------
+    def _owned(self) -> list[bool]:
+        """Which outputs may have memory of their own: large ones that are dense and no part of an input or constant."""
+        layout = self.plan.schedule.layout
+        graph = layout.graph
+        fixed = {layout.access[x].buffer for x in graph.inputs} | set(layout.memory)
+
+        def is_own(y: Id) -> bool:
+            spec, access = graph.specs[y], layout.access[y]
+            order = memory_order(spec.shape, access.strides)
+            array = self._array(y, self._flat).transpose(order)
+            is_large = graph.specs[access.buffer].nbytes == spec.nbytes > SMALL_BYTES
+            return _has_counts and is_large and access.buffer not in fixed and array.flags.c_contiguous
+
+        return [is_own(y) for y in graph.outputs]
+
+    def _frame(self) -> Frame:
+        """A frame that nobody looks at."""
+        if not any(self._own):
+            return self.frames[0]
+        for frame in self.frames[1:]:
+            if frame.is_free():
+                return frame
+        if len(self.frames) > MOST_FRAMES:
+            return self.frames[0]
+        self.frames.append(self._new_frame())
+        return self.frames[-1]
+
+    def _new_frame(self) -> Frame:
+        layout = self.plan.schedule.layout
+        graph, flat, raw = layout.graph, dict(self._flat), {}
+        for y, own in zip(graph.outputs, self._own):
+            buffer = layout.access[y].buffer
+            if own and buffer not in raw:
+                spec = graph.specs[buffer]
+                raw[buffer] = _aligned(spec.nbytes)
+                flat[buffer] = np.frombuffer(raw[buffer], spec.dtype)
+        steps = list(self.frames[0].steps)
+        for k, task in enumerate(self.plan.schedule.tasks):
+            if raw.keys() & {*task.reads, *task.writes}:
+                steps[k] = self._bound(k, flat)
+        outputs = []
+        for y, own in zip(graph.outputs, self._own):
+            access = layout.access[y]
+            memory = raw[access.buffer] if own else flat[access.buffer]
+            outputs.append(_placed(graph.specs[y], access, memory))
+        return Frame(steps, outputs, self._own)
+
+    # running ----------------------------------------------------------------------------------------------------
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Results for these inputs, as arrays of their own."""
-        with self._lock, np.errstate(all="ignore"):  # inf and nan are results like others
-            for target, source in zip(self._inputs, arrays):
-                np.copyto(target, source)
-            for step in self.steps:
+        """Results for these inputs, that no later run changes."""
+        with self._lock, _quiet if self._is_silent else np.errstate(all="ignore"):  # inf and nan are results too
+            frame = self._frame()
+            self._copy_in(arrays)
+            for step in frame.steps:
                 step()
-            return [y.copy("K") for y in self._outputs]
+            return frame.results()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held: arena, constants, frames."""
+        layout = self.plan.schedule.layout
+        outputs = {layout.access[y].buffer for y, own in zip(layout.graph.outputs, self._own) if own}
+        frame_bytes = sum(layout.graph.specs[buffer].nbytes for buffer in outputs)
+        constants = sum(data.nbytes for data in layout.memory.values())
+        return self._arena.nbytes + constants + frame_bytes * (len(self.frames) - 1)
 
     def __str__(self) -> str:
-        return f"{self.graph}\n\n{self.plan}"
+        first, *rest = str(self.plan).splitlines()
+        first += f"; {sum(self._own)} of {len(self._own)} results in memory of their own, {len(self.frames) - 1} sets"
+        return "\n".join([str(self.graph), "", first, *rest])
+
+
+_quiet: Any = contextlib.nullcontext()
+
+
+def _aligned(nbytes: int) -> memoryview:
+    """Memory that is no NumPy array, on the border of a cache line."""
+    raw = bytearray(nbytes + ALIGNMENT_BYTES)
+    start = -np.frombuffer(raw, np.uint8).ctypes.data % ALIGNMENT_BYTES
+    return memoryview(raw)[start : start + nbytes]
+
+
+def _placed(spec: Spec, access: Access, memory: Any) -> np.ndarray:
+    """The array of that spec within flat memory."""
+    size = spec.dtype.itemsize
+    return np.ndarray(spec.shape, spec.dtype, memory, access.offset * size, tuple(n * size for n in access.strides))
 
 
 class ExactProgram:
@@ -94,6 +243,11 @@ class ExactProgram:
                 for x in done:
                     del values[x]
         return [values[y].data.copy("K") for y in graph.outputs]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held: the constants."""
+        return sum(data.nbytes for data in self.graph.constants.values())
 
     def __str__(self) -> str:
         return str(self.graph)

@@ -1,4 +1,4 @@
-"""Generated functions, called five times while the world around them changes: a replay is the plain function, always."""
+"""Generated functions, called five times while the world around them changes: a replay is the plain function."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def functions(world, numerics):
             inputs = [x if captured else next(given) for x, captured in zip(model.arrays, is_captured)]
             outputs = inner(*inputs)
             found = [y * model.scale + box.shift if y.dtype.kind == "f" else y for y in outputs]
-            return {"all": found, "more": [y * captured_factor() * box.table for y in found[:1] if y.shape in ((), (1, 2))]}
+            more = [y * captured_factor() * box.table for y in found[:1] if y.shape in ((), (1, 2))]
+            return {"all": found, "more": more}
 
         return function
 

@@ -938,13 +938,13 @@ def test_C1_a_fault_while_replaying():
     def faulty():
         raise Fault
 
-    for i, step in enumerate(list(program.steps)):
+    for i, step in enumerate(list(program.frames[0].steps)):
         m.rng(4)
         before = m.rng()
-        program.steps[i] = faulty
+        program.frames[0].steps[i] = faulty
         with pytest.raises(Fault):
             m.dlfeval(accfun, WEIGHTS, dlarray(X))
-        program.steps[i] = step
+        program.frames[0].steps[i] = step
         assert not open_tapes() and m.rng() == before
         assert_close(flat(m.dlfeval(accfun, WEIGHTS, dlarray(X))), expected, 1e-5)
 

@@ -57,6 +57,11 @@ def needs_dense(op: Any) -> bool:
     return op.name in ROOMS and op.name not in STRIDED
 
 
+def is_silent(op: Any) -> bool:
+    """Whether the kernel of `op` gives none of NumPy's warnings about inf and nan."""
+    return op.name in ROOMS
+
+
 def view(op: Any, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
     """What a VIEW op makes of an array."""
     return reference.VIEWS[op.name](x, **params)
