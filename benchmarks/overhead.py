@@ -51,6 +51,22 @@ def first_leaf(parameters: Any) -> Any:
     return parameters["layer0"]["Weights"] + 1
 
 
+def all_leaves(parameters: Any) -> Any:
+    """A function that reads every leaf of a tree."""
+    total = 0.0
+    for layer in parameters.values():
+        total = total + layer["Weights"] * layer["Bias"]
+    return total
+
+
+def new_leaves(parameters: Any) -> Any:
+    """A function that returns a tree like its argument."""
+    return {name: {"Weights": x["Weights"] + 1, "Bias": x["Bias"] + 1} for name, x in parameters.items()}
+
+
+TREES = {"": first_leaf, ", all read": all_leaves, ", as many results": new_leaves}
+
+
 # rows: (what, pieces per run, contestants) ------------------------------------------------------------------------
 Row = tuple[str, int, dict[str, Contestant]]
 
@@ -73,8 +89,10 @@ def minidl_rows() -> list[Row]:
     }
     for leaves in (FEW, MANY):
         parameters = struct(tree(x, leaves))
-        rows[hit(leaves)] = 1, replayed(first_leaf, parameters)
+        for more, function in TREES.items():
+            rows[hit(leaves) + more] = 1, replayed(function, parameters)
         rows[f"{hit(leaves)}, inside dlfeval"] = 1, inside(first_leaf, parameters)
+    rows[f"{hit(FEW)}, and 20 captured leaves"] = 1, capturing(x)
     rows[f"{hit(FEW)}, {MANY:,} traces in the cache"] = 1, crowded(struct(tree(x, FEW)))
     return [(what, pieces, {"minidl": Contestant(f"minidl {what}", run)}) for what, (pieces, run) in rows.items()]
 
@@ -94,6 +112,12 @@ def inside(function: Any, argument: Any) -> Callable[[int], Any]:
     """The same in a dlfeval, as a training loop does it."""
     accfun = dlaccelerate(function)
     return lambda i: dlfeval(accfun, argument)
+
+
+def capturing(x: Any) -> Callable[[int], Any]:
+    """Calls of a function with as many leaves in its arguments as in an enclosing function's variable."""
+    held = struct(tree(x, FEW))
+    return replayed(lambda p: all_leaves(p) * all_leaves(held), struct(tree(x, FEW)))
 
 
 def crowded(argument: Any) -> Callable[[int], Any]:
@@ -125,6 +149,8 @@ def torch_rows() -> dict[str, Callable[[int], Any]]:
     }
     for leaves in (FEW, MANY):
         rows[hit(leaves)] = called(torch.compile(first_leaf), tree(x, leaves))
+    for more, function in TREES.items():
+        rows[hit(FEW) + more] = called(torch.compile(function), tree(x, FEW))
     return rows
 
 
@@ -141,7 +167,8 @@ def jax_rows() -> dict[str, Callable[[int], Any]]:
         "x + x, accelerated": called(jax.jit(chain), x),
     }
     for leaves in (FEW, MANY):
-        rows[hit(leaves)] = called(jax.jit(first_leaf), tree(x, leaves))
+        for more, function in TREES.items():
+            rows[hit(leaves) + more] = called(jax.jit(function), tree(x, leaves))
     return rows
 
 
@@ -176,7 +203,8 @@ def main() -> None:
         lines.append([what, *(f"{times[name]:.2f}" if name in times else "" for name in names)])
     intro = (
         f"Microseconds per call, median over the rounds, arrays of {LEAF.size} numbers (image: {IMAGE.size}). A cache "
-        "hit runs one addition; its peers are torch.compile and jax.jit of the same function of the same tree."
+        "hit runs one addition (\"all read\": a sum of products, \"as many results\": one addition each); its peers are "
+        "torch.compile and jax.jit of the same function of the same tree."
     )
     page = "\n\n".join(["# Overhead of a call", measure.setting(), intro, measure.table(["", *names], lines)])
     measure.publish(page, "overhead", options.write)

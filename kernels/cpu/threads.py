@@ -18,6 +18,7 @@ outputs; a reduction works on a fixed number of chunks, merged afterwards in fix
 MINIDL_NUM_THREADS limits the number of threads; otherwise it is the number of CPUs this process may use.
 """
 
+import functools
 import atexit
 import ctypes
 import os
@@ -390,6 +391,15 @@ def parallel_call(address: int, count: int, grain: int, table: np.ndarray, held=
         _run_job(pool.array, count, step, address, arguments)
     finally:
         pool.busy.release()
+
+
+def bound_call(address: int, count: int, grain: int, table: np.ndarray, held=None, start: int = 0):
+    """parallel_call as a function without arguments; what is too short to be shared does not ask the workers."""
+    if count > grain:
+        return functools.partial(parallel_call, address, count, grain, table, held, start)
+    alone = functools.partial(_run_alone, address, start, count, table.__array_interface__["data"][0])
+    alone.held = table, held
+    return alone
 
 
 @cfunc(types.void(types.int64, types.int64, types.CPointer(types.int64)), cache=True)

@@ -34,12 +34,14 @@ def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]
     inner = int(np.prod(sizes[1:], dtype=np.int64))
     chunks = CHUNKS if sizes[0] * inner >= CHUNKED_ITERATIONS and sizes[0] >= CHUNKS else 1
     table, held = printed.table(sizes, chunks, flat)
-    launch, address = _launch(), compiled(printed.text)
+    from minidl.kernels.cpu.threads import bound_call
+
+    address = compiled(printed.text)
     if printed.totals:
-        run = functools.partial(launch, address, chunks, 1, table, held)
-        merge = functools.partial(launch, address, chunks + 1, chunks + 1, table, held, chunks)
+        run = bound_call(address, chunks, 1, table, held)
+        merge = bound_call(address, chunks + 1, chunks + 1, table, held, chunks)
         return lambda: (run(), merge())
-    return functools.partial(launch, address, sizes[0], max(1, GRAIN_ITERATIONS // max(inner, 1)), table, held)
+    return bound_call(address, sizes[0], max(1, GRAIN_ITERATIONS // max(inner, 1)), table, held)
 
 
 class _Body:
