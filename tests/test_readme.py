@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    return [text for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S) if name == language]
 
 
 def test_two_commands_set_up():
@@ -26,10 +26,16 @@ def test_two_commands_set_up():
 def test_the_example_trains(monkeypatch, capsys):
     images, labels, angles = minidl.digitTrain4DArrayData()
     monkeypatch.setattr(minidl, "digitTrain4DArrayData", lambda: (images[..., :640], labels[:640], angles[:640]))
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
+    example, seeing, testing = blocks("python")
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 2 and losses[1] < losses[0] < 2.5
+    exec(compile(seeing, "README.md", "exec"), names)
+    shown = capsys.readouterr().out
+    assert "recorded because" in shown and "conv_weight_grad" in shown and "\narena " in shown
+    exec(compile(testing, "README.md", "exec"), names)
+    assert names["accfun"].NumTraces == 1
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
