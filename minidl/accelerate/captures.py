@@ -17,6 +17,7 @@ import inspect
 import io
 import os
 import random
+import re
 import sys
 import sysconfig
 import types
@@ -53,6 +54,7 @@ _CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD", "IMPORT_FROM")
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_CALLED = (types.FunctionType, types.MethodType, functools.partial)
 _METHODS = (types.FunctionType, property, staticmethod, classmethod, functools.cached_property)
 _PLAIN = (DLArray, np.ndarray, np.generic, str, bytes, int, float, complex, type(None), io.IOBase)
 
@@ -99,9 +101,11 @@ class Captures(NamedTuple):
     generators: list[Any]
 
 
-def find_captures(function: Callable[..., Any], leaves: Sequence[Any]) -> Captures:
-    """Everything that a call of the function with these argument leaves can read or change besides them."""
+def find_captures(function: Callable[..., Any], leaves: Sequence[Any], structure: Any = None) -> Captures:
+    """Everything that a call of the function with these arguments can read or change besides them."""
     walk = _Walk()
+    for kind in _kinds(structure):
+        walk.reach(kind, kind.__name__, "?")  # its methods
     walk.reach(function, getattr(function, "__name__", type(function).__name__), "?")
     names = _parameter_names(function)
     for index, leaf in enumerate(leaves):
@@ -109,6 +113,14 @@ def find_captures(function: Callable[..., Any], leaves: Sequence[Any]) -> Captur
             path = names[index] if index < len(names) else f"argument {index}"
             walk.reach(leaf, path, "?", holder=Leaf(index))
     return walk.captures()
+
+
+def _kinds(structure: Any) -> Iterator[type]:
+    """The classes of containers in the structure of a tree."""
+    if isinstance(structure, tuple):
+        yield structure[0]
+        for child in structure[2]:
+            yield from _kinds(child)
 
 
 def attribute(x: Any, name: str) -> Any:
@@ -208,7 +220,8 @@ class Scan:
         self.cells: dict[str, str] = {}
         self.attributes: dict[str, str] = {}
         self.modules: dict[str, str] = {}
-        self.texts = [x for x in code.co_consts if type(x) is str and x.isidentifier()]  # may name attributes
+        texts = [x for x in code.co_consts if type(x) is str]
+        self.words = {word for text in texts for word in re.findall(r"[^\W\d]\w*", text)}  # may name something
         self.stored: dict[str, set[str]] = {"global": set(), "cell": set(), "attribute": set()}
         self.read: set[tuple[str, str]] = set()  # (kind, name): loaded for something else than to be changed
         self.changes: list[tuple[str, str, str]] = []  # (kind, name, line) of what may change something
@@ -374,6 +387,10 @@ class _Walk:
 
     def _function(self, function: types.FunctionType) -> None:
         if not _is_user_function(function):
+            for cell in function.__closure__ or ():  # a decorator of a library may hold a function of the user's
+                held = Source("cell", cell, "", "", "").read(())
+                if isinstance(held, _CALLED):
+                    self.reach(held, function.__name__, "?")
             return
         space = function.__globals__
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
@@ -387,9 +404,11 @@ class _Walk:
             for name, where in found.globals.items():
                 if name in space or not hasattr(builtins, name):
                     self._source("global", space, name, name, where)
-                elif name in _ALL or name == "hasattr":
+                if name in _ALL or name == "hasattr":
                     self.names.setdefault(name, where)
-                    self.asked.update(dict.fromkeys(found.texts))
+                    self.asked.update(dict.fromkeys(sorted(found.words)))
+                if name in ("globals", "eval", "exec"):
+                    self._words(found.words & space.keys(), space, where)
             for name in found.stored["global"]:
                 self._source("global", space, name, name, line_of_change([code], name), is_changed=True)
             for name in (*found.cells, *found.stored["cell"]):
@@ -402,6 +421,12 @@ class _Walk:
         for name in ("__defaults__", "__kwdefaults__"):
             if getattr(function, name):
                 self._source("default", function, name, f"{function.__name__} (default arguments)", line)
+
+    def _words(self, words: set[str], space: dict[str, Any], where: str) -> None:
+        """Globals that are named in texts."""
+        for name in sorted(words):
+            self.read_names.add(("global", name))
+            self._source("global", space, name, name, where)
 
     def _source(self, kind: str, holder: Any, name: str, path: str, where: str, *, is_changed: bool = False) -> None:
         key = (kind, holder if isinstance(holder, Leaf) else id(holder), name)

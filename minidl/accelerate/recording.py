@@ -37,7 +37,7 @@ class Recording:
     def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
         self.tape = Tape(everything=True)
         self._is_traced, self._backend = bool(open_tapes()), backends.current()
-        self.captures = find_captures(function, leaves)
+        self.captures = find_captures(function, leaves, structure)
         self.sources = [x for x in leaves if hasattr(type(x), "__next__") or hasattr(type(x), "hasdata")]
         self.sources += self.captures.sources
         signer = Signer()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import contextvars
 import dataclasses
 import functools
+import operator
 import sys
 import threading
 import types
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -466,7 +469,86 @@ def class_as_a_holder():
     return (lambda x: Options.scaled(x)), [change]
 
 
+def texts_that_name_globals():
+    def change():
+        global GLOBAL
+        GLOBAL += 1
+
+    return (lambda x: x * globals()["GLOBAL"] + eval("GLOBAL + 1")), [change]
+
+
+def attrgetter():
+    layer = Layer(2.0, 1.0)
+
+    def change():
+        layer.scale = 3.0
+
+    return (lambda x: x * operator.attrgetter("scale")(layer)), [change]
+
+
+def decorated_by_a_library():
+    k = 2.0
+
+    @contextlib.contextmanager
+    def rate():
+        yield k
+
+    def function(x):
+        with rate() as factor:
+            return x * factor
+
+    def change():
+        nonlocal k
+        k = 3.0
+
+    return function, [change]
+
+
+def functions_in_a_table():
+    k = 2.0
+    table = {"double": lambda x: x * k, "other": functools.lru_cache(lambda: 1.0)}
+
+    def change():
+        nonlocal k
+        k = 3.0
+
+    return (lambda x: table["double"](x) + table["other"]()), [change]
+
+
+def objects_made_inside():
+    k = 2.0
+
+    class Inner(Layer):
+        def moved(self):
+            return self.shift * k
+
+    def change():
+        nonlocal k
+        k = 3.0
+
+    return (lambda x: Inner(2.0, 1.0)(x)), [change]
+
+
+def descriptor():
+    class Rate:
+        factor = 2.0
+
+        def __get__(self, instance, owner):
+            return self.factor
+
+    class Mine:
+        rate = Rate()
+
+    mine = Mine()
+
+    def change():
+        Rate.factor = 5.0
+
+    return (lambda x: x * mine.rate), [change]
+
+
 PLACES = [
+    texts_that_name_globals, attrgetter, decorated_by_a_library, functions_in_a_table, objects_made_inside, descriptor,
     closure_number, closure_array, closure_struct, closure_list_of_layers, closure_function, closure_handle,
     numpy_array_in_place, numpy_array_large, global_number, global_array, default_argument, attribute_of_self,
     attribute_of_the_class, method_replaced, attribute_that_appears, property_of_self, callable_object, slots,
@@ -597,6 +679,32 @@ def test_A1_threads_change_what_others_capture():
             thread.join()
             assert_same(accfun(dlarray(X)), X + np.float32(k))
     assert accfun.NumTraces == 4
+
+
+FACTOR = 2.0
+
+
+class Named(NamedTuple):
+    a: object
+
+    def forward(self, x):
+        return x * self.a * FACTOR
+
+
+class Fields(dict):
+    def forward(self, x):
+        return x * self["a"] * FACTOR
+
+
+@pytest.mark.parametrize("container", [Settings(2.0, None), Named(2.0), Fields(a=2.0)], ids=lambda x: type(x).__name__)
+def test_A1_methods_of_containers_among_the_arguments(container):
+    global FACTOR
+    function = lambda c, x: c.scaled(x) * FACTOR if isinstance(c, Settings) else c.forward(x)
+    accfun = dlaccelerate(function)
+    for FACTOR in (2.0, 3.0, 2.0):  # noqa: B007
+        for k in range(3):
+            assert_close(accfun(container, dlarray(X + k)), function(container, dlarray(X + k)))
+    assert accfun.NumTraces == 2
 
 
 # A2: seeing them ----------------------------------------------------------------------------------------------------
