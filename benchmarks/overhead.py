@@ -203,8 +203,8 @@ def main() -> None:
         lines.append([what, *(f"{times[name]:.2f}" if name in times else "" for name in names)])
     intro = (
         f"Microseconds per call, median over the rounds, arrays of {LEAF.size} numbers (image: {IMAGE.size}). A cache "
-        "hit runs one addition (\"all read\": a sum of products, \"as many results\": one addition each); its peers are "
-        "torch.compile and jax.jit of the same function of the same tree."
+        "hit runs one addition (\"all read\": a sum of products; \"as many results\": one addition each); its peers "
+        "are torch.compile and jax.jit of the same function of the same tree."
     )
     page = "\n\n".join(["# Overhead of a call", measure.setting(), intro, measure.table(["", *names], lines)])
     measure.publish(page, "overhead", options.write)

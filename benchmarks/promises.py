@@ -1,5 +1,5 @@
-"""What acceleration promises, tried out: the same small functions in minidl, torch.compile and jax.jit, each asked whether
-it returns what the plain function returns when the world around it changes.
+"""What acceleration promises, tried out: small functions in minidl, torch.compile and jax.jit, each asked whether it
+returns what the plain function returns when the world around it changes.
 
     python benchmarks/promises.py [--write]
 
@@ -314,13 +314,14 @@ def main() -> None:
         lines.append([what, *found, matlab])
         print(*lines[-1], sep=" | ", flush=True)
     intro = (
-        f"Each function is called {CALLS} times or more while something changes, accelerated and plain; the results are "
-        "compared. Wherever there are more than two traces (torch: graphs, JAX: compilations), their number is given. "
+        f"Each function is called {CALLS} times or more while something changes, accelerated and plain; the results "
+        "are compared. Wherever there are more than two traces (torch: graphs, JAX: compilations), their number is given. "
         "MATLAB: what the documentation of dlaccelerate says; it was not run."
     )
     names = [f.name for f in frameworks]
     table = measure.table(["what happens", *names, "MATLAB dlaccelerate"], lines)
-    measure.publish("\n\n".join(["# What acceleration promises", measure.setting(), intro, table]), "promises", options.write)
+    page = "\n\n".join(["# What acceleration promises", measure.setting(), intro, table])
+    measure.publish(page, "promises", options.write)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ outputs; a reduction works on a fixed number of chunks, merged afterwards in fix
 MINIDL_NUM_THREADS limits the number of threads; otherwise it is the number of CPUs this process may use.
 """
 
-import functools
 import atexit
 import ctypes
+import functools
 import os
 import platform
 import threading
