@@ -315,7 +315,7 @@ def main() -> None:
         print(*lines[-1], sep=" | ", flush=True)
     intro = (
         f"Each function is called {CALLS} times or more while something changes, accelerated and plain; the results "
-        "are compared. Wherever there are more than two traces (torch: graphs, JAX: compilations), their number is given. "
+        "are compared. Where there are more than two traces (torch: graphs, JAX: compilations), their number is given. "
         "MATLAB: what the documentation of dlaccelerate says; it was not run."
     )
     names = [f.name for f in frameworks]

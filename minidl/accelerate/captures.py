@@ -149,7 +149,8 @@ def _own(x: Any) -> Any:
 
 
 # whose code -----------------------------------------------------------------------------------------------------
-_HOUSE = str(Path(__file__).resolve().parents[1]) + os.sep
+_HOUSE = Path(__file__).resolve().parents[1]
+_OURS = (str(_HOUSE) + os.sep, str(_HOUSE.parent / "kernels") + os.sep)  # in a checkout kernels/ lies beside minidl/
 _STANDARD = tuple({os.path.abspath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")})
 
 
@@ -159,7 +160,7 @@ def is_user_file(filename: str) -> bool:
     if filename.startswith("<"):
         return not filename.startswith(("<frozen", "<__array_function__"))
     path = os.path.abspath(filename)
-    if path.startswith(_HOUSE) or any(part in ("site-packages", "dist-packages") for part in path.split(os.sep)):
+    if path.startswith(_OURS) or any(part in ("site-packages", "dist-packages") for part in path.split(os.sep)):
         return False
     return not path.startswith(_STANDARD)
 

@@ -23,6 +23,7 @@ import minidl as m
 from accelerate.test_replay import X, accelerated, quietly
 from minidl import TraceWarning, dlaccelerate, dlarray, struct
 from minidl.accelerate.captures import MISSING, find_captures, is_user_class, is_user_file, line_of_change
+from minidl.kernels.cpu import threads
 
 GLOBAL = 2.0
 ARRAY = dlarray(np.float32([1.0, 2.0, 3.0]))
@@ -866,7 +867,7 @@ def test_files_and_classes_of_the_user():
 
     assert is_user_file(__file__) and is_user_file("<stdin>") and is_user_file("/home/somebody/work.py")
     assert not is_user_file(np.__file__) and not is_user_file(json.__file__) and not is_user_file(m.__file__)
-    assert not is_user_file("<frozen importlib>")
+    assert not is_user_file("<frozen importlib>") and not is_user_file(threads.__file__)
     assert is_user_class(Layer) and not is_user_class(np.ndarray) and not is_user_class(json.JSONDecoder)
     assert not is_user_class(dict) and not is_user_class(struct)
 
