@@ -27,7 +27,7 @@ setup(
         "cuda12": ["cupy-cuda12x>=13.0"],
         "examples": ["matplotlib>=3.8", "tqdm>=4.60", "scikit-learn>=1.3", "scipy>=1.11", "h5py>=3.10"],
         "test": [
-            "pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14",
+            "pytest>=8", "hypothesis>=6.100", "psutil>=5.9", "ruff>=0.9", "mypy>=1.14",
             "matplotlib>=3.8", "tqdm>=4.60", "scikit-learn>=1.3", "scipy>=1.11", "h5py>=3.10", "pandas>=2.0",
         ],
     },  # fmt: skip

@@ -40,10 +40,12 @@ _UNUSED = _count_references([object()])[0]  # the count of what nobody holds but
 
 
 class Frame:
-    """A set of output arrays and the steps that fill it. Results handed out are these very arrays.
+    """A set of output arrays and the steps that fill it. Results handed out are views of these arrays.
 
-    Each lies directly over memory that is no NumPy array: so every view of it, however made, holds on to it, and its
-    reference count tells whether anybody can still see it.
+    Each array lies directly over memory that is no NumPy array: so every view of it, however made, holds on to it, and
+    its reference count tells whether anybody can still see it. The view that is handed out is a new one in each call:
+    whoever knows an array again (by `is`, or through a weak reference) knows its numbers, and one that its owner has
+    reshaped or made read-only is not met again.
     """
 
     def __init__(self, steps: list[Run], outputs: list[np.ndarray], is_own: list[bool]) -> None:
@@ -60,9 +62,9 @@ class Frame:
         return all([sys.getrefcount(y) == _UNUSED for y in self._own])
 
     def results(self) -> list[np.ndarray]:
-        """The outputs: as they are, or copies of those that lie in the arena."""
+        """The outputs: views of its own, copies of those that lie in the arena."""
         own = self._own
-        return [own[k] if y is None else y.copy("K") for y, k in self._copied]
+        return [own[k].view() if y is None else y.copy("K") for y, k in self._copied]
 
 
 class Program:
