@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from minidl.accelerate import report
+from minidl.accelerate.captures import MOST_OBJECTS
 from minidl.accelerate.recording import Recording, Trace
 from minidl.accelerate.signature import Signature
 
@@ -34,6 +35,11 @@ def complaints(recording: Recording, name: str) -> list[str]:
         found.append(
             f"{name} was given a source of data ({kinds}), which may give something else each time; {but} "
             "Read the data first and pass that."
+        )
+    if not recording.captures.is_whole:
+        found.append(
+            f"{name} reaches more than {MOST_OBJECTS:,} objects besides its arguments, too many to compare; {but} "
+            "Pass what it needs as arguments."
         )
     if recording.has_host_draws:
         found.append(

@@ -42,7 +42,7 @@ class _Missing:
 
 
 MISSING = _Missing()
-MOST_OBJECTS = 10_000  # that are followed
+MOST_OBJECTS = 20_000  # that are followed
 # methods whose only use is to change their object
 CHANGING = frozenset([
     "append", "appendleft", "extend", "extendleft", "insert", "add", "update", "write", "writelines", "clear", "remove",
@@ -99,6 +99,7 @@ class Captures(NamedTuple):
     codes: list[types.CodeType]
     sources: list[Any]
     generators: list[Any]
+    is_whole: bool = True  # False: there were too many objects to follow all
 
 
 def find_captures(function: Callable[..., Any], leaves: Sequence[Any], structure: Any = None) -> Captures:
@@ -335,7 +336,8 @@ class _Walk:
         is_read = {key: s.kind == "default" or (s.kind, s.name) in self.read_names for key, s in self.found.items()}
         reads = [s for key, s in self.found.items() if is_read[key]]
         writes = [s for key, s in self.found.items() if key in self.changed or not is_read[key]]
-        return Captures(reads, writes, list(self.codes), self.sources, self.generators)
+        is_whole = len(self.seen) <= MOST_OBJECTS
+        return Captures(reads, writes, list(self.codes), self.sources, self.generators, is_whole)
 
     def _state(self) -> tuple[int, ...]:
         return len(self.names), len(self.asked), len(self.objects), len(self.codes), len(self.stored)
@@ -343,7 +345,7 @@ class _Walk:
     def reach(self, x: Any, path: str, where: str, holder: Any = None) -> None:
         """Follow an object that the code can get hold of."""
         if isinstance(x, _PLAIN) or x is MISSING or id(x) in self.seen or len(self.seen) > MOST_OBJECTS:
-            return
+            return  # (captures() tells if it was too much)
         self.seen[id(x)] = x  # held: its id stays its own
         kind = type(x)
         if kind is types.FunctionType:
@@ -372,6 +374,8 @@ class _Walk:
             self.sources.append(x)
         elif isinstance(x, (dict, list, tuple, set, frozenset, collections.deque)):
             self._elements(x, path, where)
+        elif dataclasses.is_dataclass(kind):
+            self._elements({name: attribute(x, name) for name in kind.__dataclass_fields__}, path, where)
         if isinstance(x, types.ModuleType):
             is_followed = _is_user_module(x)
         elif is_namespace(x):
@@ -443,13 +447,18 @@ class _Walk:
         kinds = [c for c in (x if isinstance(x, type) else type(x)).__mro__ if is_user_class(c)]
         fields = () if isinstance(x, type) else getattr(type(x), "__dataclass_fields__", ())
         is_any = any(name in self.names for name in _ALL)
+        is_module = isinstance(x, types.ModuleType)
+        if is_any and own and not isinstance(x, (type, types.ModuleType)):
+            self.read_names.add(("attribute", "__dict__"))
+            self._attribute(x, holder, "__dict__", path, "?")
         for name in list(own if is_any else self.names):
-            if name in own and not name.startswith("__") and name not in fields:
+            is_special = name.startswith("__") and (is_module or isinstance(x, type))
+            if name in own and not is_special and name not in fields:
                 where = self.names.get(name, "?")
                 if is_any:
                     self.read_names.add(("attribute", name))
                 self._attribute(x, holder, name, path, where)
-        for name in list(self.asked) if not isinstance(x, types.ModuleType) else ():
+        for name in list(self.asked) if not is_module else ():
             self.read_names.add(("attribute", name))
             self._attribute(x, holder, name, path, "?")
         for name in list(self.stored):

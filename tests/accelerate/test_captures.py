@@ -478,6 +478,33 @@ def texts_that_name_globals():
     return (lambda x: x * globals()["GLOBAL"] + eval("GLOBAL + 1")), [change]
 
 
+def attributes_by_vars():
+    box = types.SimpleNamespace(a=2.0, b=dlarray(X))
+
+    def number():
+        box.a = 3.0
+
+    def array():
+        box.b = dlarray(X * 2)
+
+    def one_more():
+        box.c = 5.0
+
+    return (lambda x: sum((x * value for value in vars(box).values()), start=dlarray(0.0))), [number, array, one_more]
+
+
+def object_in_a_dataclass():
+    settings = Settings(1.0, Layer(2.0, dlarray(X)))
+
+    def number():
+        settings.weights.scale = 3.0
+
+    def array():
+        settings.weights.shift = dlarray(X * 2)
+
+    return (lambda x: settings.weights.forward(x)), [number, array]
+
+
 def attrgetter():
     layer = Layer(2.0, 1.0)
 
@@ -549,7 +576,8 @@ def descriptor():
 
 
 PLACES = [
-    texts_that_name_globals, attrgetter, decorated_by_a_library, functions_in_a_table, objects_made_inside, descriptor,
+    texts_that_name_globals, attributes_by_vars, object_in_a_dataclass, attrgetter, decorated_by_a_library,
+    functions_in_a_table, objects_made_inside, descriptor,
     closure_number, closure_array, closure_struct, closure_list_of_layers, closure_function, closure_handle,
     numpy_array_in_place, numpy_array_large, global_number, global_array, default_argument, attribute_of_self,
     attribute_of_the_class, method_replaced, attribute_that_appears, property_of_self, callable_object, slots,
@@ -860,6 +888,14 @@ def test_loops_and_crowds():
         for _ in range(3):
             assert_close(accfun(dlarray(X)), X * value + sum(one.value for one in many), 1e-4)
     assert accfun.NumTraces == 2
+
+
+def test_too_much_to_follow_is_told():
+    crowd = [types.SimpleNamespace(value=k) for k in range(21_000)]
+    accfun = dlaccelerate(lambda x: x * crowd[0].value)
+    with pytest.warns(TraceWarning, match="reaches more than 20,000 objects besides its arguments"):
+        accfun(dlarray(X))
+    assert accfun.NumTraces == 0
 
 
 def test_files_and_classes_of_the_user():

@@ -113,7 +113,7 @@ def test_the_rows_depend_on_their_arrays(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_changed_before_dlgradient(way):
+def test_A14_changed_before_dlgradient(way):
     x, A, loss = WAYS[way]
     expected = m.dlfeval(step_of(loss), m.dlarray(x), copied(A))
     found = m.dlfeval(step_of(loss, late=change), m.dlarray(x), copied(A))
@@ -121,7 +121,7 @@ def test_changed_before_dlgradient(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_changed_after_the_call(way):
+def test_A14_changed_after_the_call(way):
     x, A, loss = WAYS[way]
     given_x, given_A = x.copy(), copied(A)
     X = m.dlarray(given_x)
@@ -135,7 +135,7 @@ def test_changed_after_the_call(way):
 @pytest.mark.filterwarnings("ignore::minidl.RetraceWarning")
 @pytest.mark.parametrize("is_captured", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_changed_between_recording_and_replay(way, is_captured):
+def test_A14_changed_between_recording_and_replay(way, is_captured):
     """The function sees the array as it is at each call; what an earlier call returned stays as it was."""
     x, A, loss = WAYS[way]
     A = copied(A)

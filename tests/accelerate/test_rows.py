@@ -1,0 +1,49 @@
+"""Every behaviour has a test that bears its name; what is compiled comes from the disk the second time (B8)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROWS = [*(f"A{k}" for k in range(1, 15)), *(f"B{k}" for k in range(1, 9)), *(f"C{k}" for k in range(1, 7)),
+        *(f"D{k}" for k in range(1, 5))]  # fmt: skip
+TEXT = "".join(path.read_text(encoding="utf-8") for path in HERE.glob("test_*.py"))
+
+SCRIPT = """
+import sys
+import numpy as np
+from minidl import dlaccelerate, dlarray, tanh
+
+accfun = dlaccelerate(lambda x: tanh(x) * 2 + x)
+x = dlarray(np.arange(6.0))
+first = accfun(x)
+assert not any("minidl_generated" in name for name in sys.modules), "the first call waits for no compiler"
+assert np.allclose(accfun(x), first, rtol=1e-12) and accfun.HitRate == 50
+print(len([name for name in sys.modules if name.startswith("minidl_generated.")]))
+"""
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_has_a_test(row, backend):
+    assert re.search(rf"^def test_{row}_\w+\(", TEXT, re.M)
+
+
+@pytest.mark.only_on("cpu")
+def test_B8_the_first_call_is_eager_and_compiled_code_stays_on_the_disk(tmp_path):
+    environment = {**os.environ, "MINIDL_CACHE_DIR": str(tmp_path)}
+    seen = []
+    for _ in range(2):
+        found = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True,
+                               cwd=HERE.parents[1])  # fmt: skip
+        assert found.returncode == 0 and found.stdout.strip() == "1", found.stderr
+        kept = [path for path in tmp_path.rglob("*") if path.suffix in (".py", ".nbc", ".nbi")]
+        files = {path: path.stat().st_mtime_ns for path in kept}
+        assert any(path.suffix == ".nbc" for path in files), "compiled code is kept"
+        seen.append(files)
+    assert seen[0] == seen[1]  # the second process has compiled nothing
