@@ -69,7 +69,7 @@ class Interpreter:
     """A backend that interprets loops instead of compiling them."""
 
     run, view, bind_kernel = cpu.run, cpu.view, cpu.bind_kernel
-    has_kernel, needs_dense, is_silent = cpu.has_kernel, cpu.needs_dense, lambda op: False
+    has_kernel, needs_dense = cpu.has_kernel, cpu.needs_dense
 
     @staticmethod
     def bind_loop(loop: Loop, flat: Callable[[Any], np.ndarray]) -> Callable[[], None]:

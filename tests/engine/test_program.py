@@ -216,6 +216,20 @@ def test_overflow_is_a_result_like_others(mode):
     assert all(np.isinf(y).any() for y in found)
 
 
+def test_overflow_in_a_kernel_is_silent():
+    x = dlarray(np.full((8, 8, 2, 4), 1e20, np.float32) * np.resize([1, -1], (8, 8, 2, 4)).astype("f"), "SSCB")
+    w = dlarray(np.ones((3, 3, 2, 3), np.float32))
+
+    def gradient(x, w):
+        y = m.dlconv(x, w, 0, Padding="same")
+        return m.dlgradient(m.sum(y * y, "all"), w)
+
+    program = compiled(lambda x, w: m.dlfeval(gradient, x, w), x, w)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(program, x, w)
+
+
 def test_a_fault_in_one_step_leaves_the_program_usable():
     program = compiled(lambda x: m.cumsum(m.exp(x), 0) * 2, dlarray(X))
     assert isinstance(program, Program)
