@@ -1,62 +1,76 @@
 """What a function reaches besides its arguments: closures, globals, default arguments, attributes of objects.
 
 Found without running anything, from the code of the function and of all the user's functions that it can reach. An
-object's attribute counts if its name is loaded anywhere in that code. minidl, the standard library and installed
-packages are not followed. What Python allows to hide (an array in an object of a library, say) is found by other means:
-a recording refuses arrays that it cannot account for, and `testing.assert_accelerable` compares two recordings.
+object's attribute counts if its name is used anywhere in that code. The code of minidl, of the standard library and of
+installed packages is not followed; the user's functions and objects that their objects hold are. What Python allows to
+hide (an array in a ContextVar, say) is found by other means: a recording refuses arrays that it cannot account for, and
+`testing.assert_accelerable` compares two recordings.
 """
 
 from __future__ import annotations
 
-import builtins
 import collections
 import dataclasses
-import dis
 import functools
-import inspect
+import gc
 import io
-import os
+import operator
 import random
-import re
 import sys
-import sysconfig
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from minidl.accelerate.ownership import (
+    MISSING,
+    attribute,
+    class_dict,
+    class_module,
+    class_name,
+    in_classes,
+    is_accelerated,
+    is_namespace,
+    is_user_class,
+    is_user_file,
+    is_user_function,
+    is_user_module,
+    mro,
+    own_attributes,
+)
+from minidl.accelerate.scan import CHANGING, line_of_change, scan, with_inner
 from minidl.core.dlarray import DLArray
+from minidl.core.tree import LEAF
 
+__all__ = [
+    "CHANGING", "MISSING", "Captures", "Leaf", "Source", "attribute", "find_captures", "is_namespace", "is_user_class",
+    "is_user_file", "line_of_change",
+]  # fmt: skip
 
-class _Missing:
-    """Nothing of that name is there."""
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-    def __reduce__(self) -> str:
-        return "MISSING"
-
-
-MISSING = _Missing()
-MOST_OBJECTS = 20_000  # that are followed
-# methods whose only use is to change their object
-CHANGING = frozenset([
-    "append", "appendleft", "extend", "extendleft", "insert", "add", "update", "write", "writelines", "clear", "remove",
-    "discard", "sort", "reverse",
+MOST_OBJECTS, DEEPEST = 20_000, 100  # objects that are followed; containers inside containers
+# methods that Python calls by itself, but not on an object that is there already
+_MAKING = frozenset([
+    "__init__", "__new__", "__post_init__", "__init_subclass__", "__set_name__", "__class_getitem__", "__del__",
+    "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__", "__sizeof__", "__dir__",
 ])  # fmt: skip
-_ALL = ("getattr", "vars", "__dict__", "eval", "exec", "attrgetter", "globals", "locals")  # any attribute may be meant
-_STORES = {"GLOBAL": "global", "NAME": "global", "DEREF": "cell", "ATTR": "attribute"}
-_CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
-_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
-_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD", "IMPORT_FROM")
-_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-_CALLED = (types.FunctionType, types.MethodType, functools.partial)
-_METHODS = (types.FunctionType, property, staticmethod, classmethod, functools.cached_property)
-_PLAIN = (DLArray, np.ndarray, np.generic, str, bytes, int, float, complex, type(None), io.IOBase)
+_TEXTS = frozenset(["__repr__", "__str__", "__format__"])
+# whoever names one of these may mean any attribute
+_ALL = ("getattr", "vars", "eval", "exec", "locals", "__dict__", "__getattribute__", "attrgetter", "getattr_static")
+_ANY = (getattr, vars, eval, exec, locals)
+_GIVING = ("__next__", "hasdata")
+_WRAPPERS = (property, staticmethod, classmethod, functools.cached_property, functools.partialmethod)
+_METHODS = (types.FunctionType, *_WRAPPERS)
+_CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
+_FILE = io.IOBase.__mro__[1]  # io.IOBase itself would ask a class for its hash
+_COLLECTIONS = (list, dict, set, collections.deque, bytearray, np.ndarray, _FILE)
+_HOLDING = {collections.UserDict: "data", collections.UserList: "data", collections.ChainMap: "maps"}
+_BOUND = frozenset(map(id, [types.BuiltinMethodType, types.MethodWrapperType]))
+_OPAQUE = frozenset(map(id, [
+    int, float, complex, bool, str, bytes, bytearray, type(None), type(...), range, slice, memoryview, DLArray,
+    type(MISSING), types.CodeType,
+]))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +86,7 @@ class Source:
 
     kind: str  # "cell", "global", "attribute", "default"
     holder: Any  # the cell; the dict of globals; the object, or its Leaf; the function
-    name: str
+    name: str  # "" is the holder itself
     path: str  # for people
     where: str  # file:line where it is named first
 
@@ -84,15 +98,19 @@ class Source:
             except ValueError:
                 return MISSING
         if self.kind == "global":
-            return self.holder.get(self.name, MISSING)
+            return dict.get(self.holder, self.name, MISSING)
         if self.kind == "default":
             return getattr(self.holder, self.name)
-        holder = leaves[self.holder.index] if isinstance(self.holder, Leaf) else self.holder
-        return attribute(holder, self.name)
+        if type(self.holder) is Leaf:
+            return attribute(leaves[self.holder.index], self.name) if self.holder.index < len(leaves) else MISSING
+        return attribute(self.holder, self.name)
 
 
 class Captures(NamedTuple):
-    """Places that the function reads, places that it changes, its code; sources of data and generators of chance."""
+    """Places that the function reads, places that it changes (or only changes), its code, sources of data and chance.
+
+    Containers that contain themselves are among the sources of data: they cannot be compared.
+    """
 
     reads: list[Source]
     writes: list[Source]
@@ -103,378 +121,483 @@ class Captures(NamedTuple):
 
 
 def find_captures(function: Callable[..., Any], leaves: Sequence[Any], structure: Any = None) -> Captures:
-    """Everything that a call of the function with these arguments can read or change besides them."""
-    walk = _Walk()
-    for kind in _kinds(structure):
-        walk.reach(kind, kind.__name__, "?")  # its methods
-    walk.reach(function, getattr(function, "__name__", type(function).__name__), "?")
-    names = _parameter_names(function)
+    """Everything that a call of the function with these argument leaves can read or change besides them.
+
+    structure : of (args, kwargs), as `flatten` gives it; then methods of containers among the arguments are followed.
+    """
+    walk = _Walk(leaves)
+    kind = type(function)
+    is_named = kind is types.FunctionType or kind is types.MethodType
+    path = function.__name__ if is_named else "partial" if issubclass(kind, functools.partial) else "self"
+    walk.reach_loose(function, path, "?")
+    names = _leaf_names(function, structure, len(leaves))
     for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, _PLAIN):
-            path = names[index] if index < len(names) else f"argument {index}"
-            walk.reach(leaf, path, "?", holder=Leaf(index))
+        walk.reach(leaf, names[index], "?", Leaf(index))
+    walk.reach_types(structure)
     return walk.captures()
 
 
-def _kinds(structure: Any) -> Iterator[type]:
-    """The classes of containers in the structure of a tree."""
-    if isinstance(structure, tuple):
-        yield structure[0]
-        for child in structure[2]:
-            yield from _kinds(child)
+def _leaf_names(function: Any, structure: Any, count: int) -> list[str]:
+    """For people: the leaves of the arguments by the names of the parameters."""
+    function, skipped = function.Function if is_accelerated(function) else function, 0
+    if type(function) is not types.FunctionType:
+        function = attribute(function, "__func__" if type(function) is types.MethodType else "__call__")
+        skipped = 1
+    code = function.__code__ if type(function) is types.FunctionType else None
+    names = list(code.co_varnames[skipped : code.co_argcount]) if code else []
+    if structure is None:
+        return [names[k] if count <= len(names) else f"argument {k}" for k in range(count)]
+    args, kwargs = structure[2]
+    names += [f"args[{k}]" for k in range(len(names), len(args[2]))]
+    named = [*zip(names, args[2]), *zip(kwargs[1], kwargs[2])]
+    return [path for name, child in named for path in _paths(child, name)]
 
 
-def attribute(x: Any, name: str) -> Any:
-    """The attribute as data: properties and other descriptors are not run; MISSING if there is none."""
-    own = _own(x)
-    if name in own:
-        return own[name]
-    for kind in (x if isinstance(x, type) else type(x)).__mro__:
-        if name in kind.__dict__:
-            found = kind.__dict__[name]
-            if type(found) in _SLOTS and not isinstance(x, type):
-                try:
-                    return found.__get__(x, type(x))
-                except AttributeError:
-                    return MISSING
-            return found
-    return MISSING
+def _paths(structure: Any, path: str) -> Iterator[str]:
+    if structure == LEAF:
+        yield path
+    elif structure is not None:
+        kind, names, children = structure
+        names = names or getattr(kind, "_fields", None)
+        for k, child in enumerate(children):
+            yield from _paths(child, f"{path}.{names[k]}" if names else f"{path}[{k}]")
 
 
-def _own(x: Any) -> Any:
-    """The attributes of the object itself."""
-    try:
-        return type.__getattribute__(x, "__dict__") if isinstance(x, type) else object.__getattribute__(x, "__dict__")
-    except AttributeError:
-        return {}
+# containers -----------------------------------------------------------------------------------------------------
+def _is_dataclass(kind: type) -> bool:
+    return in_classes(mro(kind), "__dataclass_fields__") is not MISSING
 
 
-# whose code -----------------------------------------------------------------------------------------------------
-_HOUSE = Path(__file__).resolve().parents[1]
-_OURS = (str(_HOUSE) + os.sep, str(_HOUSE.parent / "kernels") + os.sep)  # in a checkout kernels/ lies beside minidl/
-_STANDARD = tuple({os.path.abspath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")})
+def _is_tree(kind: type) -> bool:
+    """Whether `flatten` takes the objects of a class apart."""
+    return issubclass(kind, (dict, tuple)) or kind is list or _is_dataclass(kind)
 
 
-@functools.cache
-def is_user_file(filename: str) -> bool:
-    """Whether code of this file is the user's: not minidl's, the standard library's or an installed package's."""
-    if filename.startswith("<"):
-        return not filename.startswith(("<frozen", "<__array_function__"))
-    path = os.path.abspath(filename)
-    if path.startswith(_OURS) or any(part in ("site-packages", "dist-packages") for part in path.split(os.sep)):
-        return False
-    return not path.startswith(_STANDARD)
+def _fields(kind: type) -> frozenset[str]:
+    """Names of the attributes that `flatten` finds as elements."""
+    if _is_dataclass(kind):
+        return frozenset([field.name for field in dataclasses.fields(kind)])
+    found = in_classes(mro(kind), "_fields") if issubclass(kind, tuple) else ()
+    return frozenset(found if type(found) is tuple else ())
 
 
-def _is_user_function(function: types.FunctionType) -> bool:
-    file = function.__globals__.get("__file__")
-    if isinstance(file, str) and function.__code__.co_filename.startswith("<"):
-        return is_user_file(file)  # generated code belongs to who had it generated
-    return is_user_file(function.__code__.co_filename)
-
-
-_classes: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-
-
-def is_user_class(kind: type) -> bool:
-    """Whether a class is the user's."""
-    found = _classes.get(kind)
-    if found is None:
-        found = _classes[kind] = _is_user_class(kind)
-    return found
-
-
-def _is_user_class(kind: type) -> bool:
-    name = type.__getattribute__(kind, "__module__")
-    if name == "__main__":
-        return True
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if isinstance(file, str):
-        return is_user_file(file)
-    functions = [x for x in kind.__dict__.values() if isinstance(x, types.FunctionType)]
-    return name not in sys.modules and any(map(_is_user_function, functions))
-
-
-def is_namespace(x: Any) -> bool:
-    """Whether an object is nothing but attributes of the user's."""
+def _elements(x: Any) -> list[tuple[Any, Any]]:
+    """(name or number, element); the keys of a dict too, where they may be objects."""
     kind = type(x)
-    return (kind.__module__, kind.__name__) in (("types", "SimpleNamespace"), ("argparse", "Namespace"))
+    for base in (list, tuple, set, frozenset, collections.deque):
+        if issubclass(kind, base):
+            return list(enumerate(base.__iter__(x)))
+    if issubclass(kind, dict):
+        keys = [("key", key) for key in dict.keys(x) if type(key) is not str and type(key) is not int]
+        values = [(k if type(k) in (str, int) else i, y) for i, (k, y) in enumerate(dict.items(x))]
+        return values + keys
+    if issubclass(kind, np.ndarray) and np.ndarray.dtype.__get__(x).hasobject:
+        return list(enumerate(np.asarray(x).reshape(-1).tolist()))
+    if not issubclass(kind, type) and _is_dataclass(kind):
+        return [(field.name, attribute(x, field.name)) for field in dataclasses.fields(kind)]
+    return []
 
 
-def _is_user_module(module: types.ModuleType) -> bool:
-    file = module.__dict__.get("__file__")
-    return module.__dict__.get("__name__") == "__main__" or (isinstance(file, str) and is_user_file(file))
-
-
-def _parameter_names(function: Any) -> list[str]:
+def _is_readable(file: Any) -> bool:
     try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-# one piece of code ----------------------------------------------------------------------------------------------
-class Scan:
-    """The names in one code object (without the code inside it): name -> line where it comes first."""
-
-    def __init__(self, code: types.CodeType) -> None:
-        self.globals: dict[str, str] = {}
-        self.cells: dict[str, str] = {}
-        self.attributes: dict[str, str] = {}
-        self.modules: dict[str, str] = {}
-        texts = [x for x in code.co_consts if type(x) is str]
-        self.words = {word for text in texts for word in re.findall(r"[^\W\d]\w*", text)}  # may name something
-        self.stored: dict[str, set[str]] = {"global": set(), "cell": set(), "attribute": set()}
-        self.read: set[tuple[str, str]] = set()  # (kind, name): loaded for something else than to be changed
-        self.changes: list[tuple[str, str, str]] = []  # (kind, name, line) of what may change something
-        found = list(_instructions(code))
-        indexed = {line for name, _, line in found if name in ("STORE_SUBSCR", "DELETE_SUBSCR")}
-        maybe = []
-        for k, (name, value, line) in enumerate(found):
-            where = f"{code.co_filename}:{line}"
-            kind = self._load(name, value, where)
-            if kind:
-                if line in indexed:
-                    maybe.append((kind, value, where))
-                if _only_changes(found[k + 1 : k + 3]):
-                    self.changes.append((kind, value, where))
-                else:
-                    self.read.add((kind, value))
-            elif name == "IMPORT_NAME":
-                self.modules.setdefault(value, where)
-            elif name.startswith(("STORE_", "DELETE_")):
-                kind = _STORES.get(name.split("_")[1], "")
-                if kind:
-                    self.stored[kind].add(value)
-                    self.changes.append((kind, value, where))
-        self.changes += maybe
-
-    def _load(self, name: str, value: Any, where: str) -> str:
-        for kind, names, found in (
-            ("global", _GLOBALS, self.globals),
-            ("cell", _CELLS, self.cells),
-            ("attribute", _ATTRIBUTES, self.attributes),
-        ):
-            if name in names:
-                found.setdefault(value, where)
-                return kind
-        return ""
-
-
-def _instructions(code: types.CodeType) -> Iterator[tuple[str, Any, int]]:
-    """(name, argument, line)."""
-    line = code.co_firstlineno
-    for x in dis.get_instructions(code):
-        if x.opname in ("CACHE", "RESUME", "PRECALL", "EXTENDED_ARG", "PUSH_NULL"):
-            continue
-        positions = getattr(x, "positions", None)
-        if positions is not None and positions.lineno is not None:
-            line = positions.lineno
-        elif type(x.starts_line) is int:
-            line = x.starts_line
-        yield x.opname, x.argval, line
-
-
-def _only_changes(following: list[tuple[str, Any, int]]) -> bool:
-    """Whether what was loaded just before is only changed: x.append(...), x[key] = ..."""
-    if not following:
+        return not is_user_class(type(file)) and bool(file.readable())
+    except (ValueError, OSError, NotImplementedError):
         return False
-    if following[0][0] in ("LOAD_ATTR", "LOAD_METHOD"):
-        return following[0][1] in CHANGING
-    is_key = following[0][0] in ("LOAD_CONST", "LOAD_FAST", "LOAD_SMALL_INT", "LOAD_FAST_BORROW", *_GLOBALS, *_CELLS)
-    return is_key and len(following) > 1 and following[1][0] == "STORE_SUBSCR"
 
 
-@functools.lru_cache(maxsize=4096)
-def scan(code: types.CodeType) -> Scan:
-    """The names in a code object."""
-    return Scan(code)
-
-
-def with_inner(code: types.CodeType) -> list[types.CodeType]:
-    """A code object and those of the functions, lambdas and comprehensions inside it."""
-    inner = [x for x in code.co_consts if isinstance(x, types.CodeType)]
-    return [code, *(y for x in inner for y in with_inner(x))]
-
-
-def line_of_change(codes: Sequence[types.CodeType], name: str) -> str:
-    """file:line where a variable or attribute of that name is most likely changed."""
-    for code in codes:
-        for _, changed, where in scan(code).changes:
-            if changed == name:
-                return where
-    for code in codes:  # through another name, or an index that is computed: the first line that mentions it
-        found = scan(code)
-        for names in (found.globals, found.cells, found.attributes):
-            if name in names:
-                return names[name]
-    return "?"
+def _content_of(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
 
 
 # the walk -------------------------------------------------------------------------------------------------------
+class _Place:
+    """A Source while its use is being found out. `names` are those of its elements, where they have better ones."""
+
+    def __init__(self, source: Source, names: Sequence[str] | None) -> None:
+        self.source, self.names = source, names
+        self.uses: set[str] = set()
+        self.is_endless = False
+
+
+@dataclasses.dataclass(eq=False)
+class _Object:
+    """Something with attributes. `fields` are compared elsewhere; of objects that are not the user's only what is
+    named is looked at; `is_made`: a class that may be called."""
+
+    x: Any
+    holder: Any
+    path: str
+    where: str
+    is_users: bool
+    is_made: bool
+    fields: frozenset[str] = frozenset()
+
+
 class _Walk:
-    def __init__(self) -> None:
-        self.codes: dict[types.CodeType, None] = {}
-        self.names: dict[str, str] = {}  # attributes loaded anywhere -> line
-        self.asked: dict[str, None] = {}  # attributes that may be asked for by hasattr or getattr, there or not
-        self.stored: set[str] = set()  # attributes stored anywhere
-        self.read_names: set[tuple[str, str]] = set()
-        self.seen: dict[int, Any] = {}
-        self.objects: list[tuple[Any, Any, str]] = []  # object, holder, path
-        self.found: dict[tuple[Any, ...], Source] = {}
-        self.changed: set[tuple[Any, ...]] = set()  # keys of sources that are stored to
-        self.sources: list[Any] = []
-        self.generators: list[Any] = []
+    def __init__(self, leaves: Sequence[Any]) -> None:
+        self.leaves = leaves
+        self.codes: dict[int, types.CodeType] = {}
+        self.names: dict[str, str] = {}  # attributes named anywhere -> line
+        self.uses: dict[str, set[str]] = {}  # of those
+        self.bases: dict[str, dict[str, None]] = {}  # variable -> attributes named right behind it
+        self.asked: dict[str, None] = {}  # attributes that may be asked for, there or not
+        self.all_at = ""  # line where any attribute may be meant
+        self.makes_text = self.looks_at_types = False
+        self.is_whole = True
+        self.seen: dict[Any, Any] = {}  # held, so that ids stay theirs
+        self.open: list[int] = []  # containers that are being walked
+        self.endless: set[int] = set()
+        self.objects: list[_Object] = []
+        self.places: dict[Any, _Place] = {}
+        self.waiting: list[_Place] = []
+        self.sources: dict[int, Any] = {}
+        self.generators: dict[int, Any] = {}
 
     def captures(self) -> Captures:
-        """Look for attributes until nothing new turns up."""
-        done: tuple[int, ...] = ()
-        while done != (state := self._state()):
-            done = state
-            for x, holder, path in list(self.objects):
-                self._attributes(x, holder, path)
-        is_read = {key: s.kind == "default" or (s.kind, s.name) in self.read_names for key, s in self.found.items()}
-        reads = [s for key, s in self.found.items() if is_read[key]]
-        writes = [s for key, s in self.found.items() if key in self.changed or not is_read[key]]
-        is_whole = len(self.seen) <= MOST_OBJECTS
-        return Captures(reads, writes, list(self.codes), self.sources, self.generators, is_whole)
+        """Follow what is read until nothing new turns up."""
+        before: tuple[Any, ...] = ()
+        while before != (now := self._state()):
+            before = now
+            waiting, self.waiting = self.waiting, []
+            for place in waiting:
+                if self._is_read(place):
+                    self._walk(place)
+                else:
+                    self.waiting.append(place)
+            for one in list(self.objects):
+                self._attributes(one)
+        places = [place for place in self.places.values() if not place.is_endless]
+        reads = [place.source for place in places if self._is_read(place)]
+        writes = [place.source for place in places if "store" in self._uses(place) or not self._is_read(place)]
+        sources, generators = list(self.sources.values()), list(self.generators.values())
+        return Captures(reads, writes, list(self.codes.values()), sources, generators, self.is_whole)
 
-    def _state(self) -> tuple[int, ...]:
-        return len(self.names), len(self.asked), len(self.objects), len(self.codes), len(self.stored)
+    def _state(self) -> tuple[Any, ...]:
+        counts = [len(self.names), len(self.codes), len(self.places), len(self.objects), len(self.waiting)]
+        return *counts, len(self.asked), self.all_at, self.makes_text, self.looks_at_types
 
-    def reach(self, x: Any, path: str, where: str, holder: Any = None) -> None:
-        """Follow an object that the code can get hold of."""
-        if isinstance(x, _PLAIN) or x is MISSING or id(x) in self.seen or len(self.seen) > MOST_OBJECTS:
-            return  # (captures() tells if it was too much)
-        self.seen[id(x)] = x  # held: its id stays its own
+    # places
+    def place(
+        self, kind: str, holder: Any, name: str, path: str, where: str, names: Sequence[str] | None = None
+    ) -> _Place:
+        """The place, perhaps known already."""
+        key = kind, holder if type(holder) is Leaf else id(holder), name
+        if key not in self.places:
+            self.places[key] = _Place(Source(kind, holder, name, path, where), names)
+            self.waiting.append(self.places[key])
+        return self.places[key]
+
+    def _uses(self, place: _Place) -> set[str]:
+        source = place.source
+        return place.uses | self.uses.get(source.name, set()) if source.kind == "attribute" else place.uses
+
+    def _is_read(self, place: _Place) -> bool:
+        """Whether what is there matters; not if it is a container that is only filled."""
+        uses = self._uses(place)
+        if "read" in uses or not uses or (self.all_at and place.source.kind == "attribute"):
+            return True
+        if uses == {"store"}:
+            return False
+        kind = type(place.source.read(self.leaves))
+        is_filled = issubclass(kind, _COLLECTIONS if "set" not in uses else dict)
+        return not is_filled or is_user_class(kind)
+
+    def _walk(self, place: _Place) -> None:
+        source, names = place.source, place.names
+        value = source.read(self.leaves)
+        if names is None:
+            place.is_endless = self.reach(value, source.path, source.where)
+        else:
+            named = value.items() if type(value) is dict else zip(names, value or ())
+            place.is_endless = any([self.reach(x, name, source.where) for name, x in named])
+
+    # objects
+    def reach_loose(self, x: Any, path: str, where: str) -> None:
+        """Follow an object that no place holds: if it is a container, its content gets a place of its own."""
+        kind = type(x)
+        if (_is_tree(kind) or issubclass(kind, _CONTAINERS)) and (id(x), None) not in self.seen:
+            self.place("attribute", x, "", path, where)
+        else:
+            self.reach(x, path, where)
+
+    def reach(self, x: Any, path: str, where: str, leaf: Leaf | None = None) -> bool:
+        """Follow an object that the code can get hold of. Whether it is a container without end."""
+        kind = type(x)
+        if id(kind) in _OPAQUE or issubclass(kind, np.generic):
+            return False
+        if id(x) in self.open or len(self.open) > DEEPEST:
+            self.endless.update(self.open)
+            self.sources.setdefault(id(x), x)
+            return True
+        if (id(x), leaf) in self.seen:
+            return id(x) in self.endless
+        self.seen[id(x), leaf] = x
+        if len(self.seen) > MOST_OBJECTS and not issubclass(kind, _CONTAINERS):
+            self.is_whole = False
+            return False
+        if not self._source(x, leaf) and not self._callable(x, path, where):
+            self._content(x, path, where)
+            self._object(x, path, where, leaf)
+        return id(x) in self.endless
+
+    def _source(self, x: Any, leaf: Leaf | None) -> bool:
+        """Things that give something else each time."""
+        kind = type(x)
+        if issubclass(kind, (np.random.Generator, np.random.RandomState, random.Random)):
+            self.generators.setdefault(id(x), x)
+            return not is_user_class(kind)
+        is_file = issubclass(kind, _FILE)
+        is_source = _is_readable(x) if is_file else any(in_classes(mro(kind), n) is not MISSING for n in _GIVING)
+        if is_source and leaf is None:  # arguments are looked at by the recording
+            self.sources.setdefault(id(x), x)
+        return is_file or is_source
+
+    def _callable(self, x: Any, path: str, where: str) -> bool:
+        """Functions, and what stands for a function."""
         kind = type(x)
         if kind is types.FunctionType:
-            self._function(x)
+            self._function(x, path, where)
         elif kind is types.MethodType:
-            self.reach(x.__self__, "self", where)
+            names = x.__func__.__code__.co_varnames if type(x.__func__) is types.FunctionType else ()
+            self.reach_loose(x.__self__, names[0] if names else f"{path}.__self__", where)
             self.reach(x.__func__, path, where)
-        elif isinstance(x, functools.partial):
-            self.reach(x.func, path, where)
-            for name in ("args", "keywords"):
-                self.read_names.add(("attribute", name))
-                self._source("attribute", x, name, f"{path} ({name})", where)
-        elif isinstance(x, (staticmethod, classmethod)):
-            self.reach(x.__func__, path, where)
-        elif isinstance(x, property):
-            self.reach(x.fget, path, where)
-        elif isinstance(x, functools.cached_property):
-            self.reach(x.func, path, where)
-        elif isinstance(x, functools._lru_cache_wrapper):
-            self.reach(x.__wrapped__, path, where)
-        elif kind.__name__ == "AcceleratedFunction" and kind.__module__.startswith("minidl."):
+        elif id(kind) in _BOUND:
+            self._bound(x, path, where)
+        elif issubclass(kind, functools.partial):
+            self._partial(x, path, where)
+        elif issubclass(kind, _WRAPPERS):
+            for name in ("__func__", "fget", "fset", "fdel", "func", "args", "keywords"):
+                self.reach(attribute(x, name), path, where)
+        elif is_accelerated(x):
             self.reach(x.Function, path, where)
-        elif isinstance(x, (np.random.Generator, np.random.RandomState, random.Random)):
-            self.generators.append(x)
-        elif any("__next__" in c.__dict__ or "hasdata" in c.__dict__ for c in kind.__mro__):
-            self.sources.append(x)
-        elif isinstance(x, (dict, list, tuple, set, frozenset, collections.deque)):
-            self._elements(x, path, where)
-        elif dataclasses.is_dataclass(kind):
-            self._elements({name: attribute(x, name) for name in kind.__dataclass_fields__}, path, where)
-        if isinstance(x, types.ModuleType):
-            is_followed = _is_user_module(x)
-        elif is_namespace(x):
-            is_followed = True
+        elif kind is operator.attrgetter or kind is operator.methodcaller:
+            for text in x.__reduce__()[1]:
+                for name in text.split(".") if type(text) is str else ():
+                    self._name(name, "read", where)
         else:
-            is_followed = is_user_class(x if isinstance(x, type) else kind)
-        if is_followed:
-            self.objects.append((x, x if holder is None else holder, path))
+            return False
+        return True
 
-    def _elements(self, x: Any, path: str, where: str) -> None:
-        items: Any = dict.items(x) if isinstance(x, dict) else enumerate(tuple(x))
-        for name, y in list(items):
-            self.reach(y, f"{path}.{name}" if isinstance(name, str) else f"{path}[{name!r}]", where)
+    def _bound(self, x: Any, path: str, where: str) -> None:
+        """A function of C's, or a method of a built-in object: table.get."""
+        owner = x.__self__
+        if owner is None or issubclass(type(owner), (types.ModuleType, type)):
+            self.all_at = self.all_at or (where if any(x is given for given in _ANY) else "")
+        elif issubclass(type(owner), _COLLECTIONS):
+            use = "change" if x.__name__ in CHANGING else "read"
+            self.place("attribute", owner, "", f"{path}.__self__", where).uses.add(use)
+        else:
+            self.reach_loose(owner, f"{path}.__self__", where)
 
-    def _function(self, function: types.FunctionType) -> None:
-        if not _is_user_function(function):
-            for cell in function.__closure__ or ():  # a decorator of a library may hold a function of the user's
-                held = Source("cell", cell, "", "", "").read(())
-                if isinstance(held, _CALLED):
-                    self.reach(held, function.__name__, "?")
+    def _partial(self, x: Any, path: str, where: str) -> None:
+        self.reach_loose(x.func, path, where)
+        code = x.func.__code__ if type(x.func) is types.FunctionType else None
+        names = code.co_varnames[: code.co_argcount] if code else ()
+        names += tuple([f"{path} (args)[{k}]" for k in range(len(names), len(x.args))])
+        for name, given in (("args", x.args), ("keywords", x.keywords)):
+            if given:
+                self.place("attribute", x, name, f"{path} ({name})", where, names).uses.add("read")
+
+    def _content(self, x: Any, path: str, where: str) -> None:
+        """What is in a container. In one that is no tree, the containers are held by no place."""
+        kind = type(x)
+        if kind is types.MappingProxyType:
+            self.reach_loose(gc.get_referents(x)[0], path, where)
+        elif issubclass(kind, weakref.ref):
+            self.reach_loose(weakref.ref.__call__(x), path, where)
+        elif issubclass(kind, collections.defaultdict):
+            self.reach(attribute(x, "default_factory"), path, where)
+        is_tree = _is_tree(kind)
+        self.open.append(id(x))
+        for name, y in _elements(x):
+            if id(type(y)) not in _OPAQUE:
+                inner = f"{path}.{name}" if type(name) is str else f"{path}[{name}]"
+                if is_tree or id(y) in self.open:
+                    self.reach(y, inner, where)
+                else:
+                    self.reach_loose(y, inner, where)
+        self.open.pop()
+
+    def _object(self, x: Any, path: str, where: str, leaf: Leaf | None) -> None:
+        """Something that has attributes."""
+        kind, holder = type(x), x if leaf is None else leaf
+        is_class, is_module = issubclass(kind, type), issubclass(kind, types.ModuleType)
+        if is_user_module(x) if is_module else is_namespace(x) or is_user_class(x if is_class else kind):
+            self.objects.append(_Object(x, holder, path, where, True, is_class, _fields(kind)))
+        elif not is_class and not is_module and not class_module(kind).startswith(("minidl.", "numba", "builtins")):
+            self._theirs(own_attributes(x).values(), path, where)
+            self.objects.append(_Object(x, holder, path, where, False, False, _fields(kind)))
+        for base, name in _HOLDING.items():
+            if any(base is c for c in mro(kind)):
+                self.place("attribute", holder, name, f"{path}.{name}", where).uses.add("read")
+
+    def _theirs(self, values: Any, path: str, where: str) -> None:
+        """The user's functions and objects that something of a library holds."""
+        for x in list(values):
+            for y in [x, *(y for _, y in _elements(x))]:
+                kind = type(y)
+                is_code = kind is types.FunctionType or kind is types.MethodType or issubclass(kind, functools.partial)
+                is_owned = is_user_class(y) if issubclass(kind, type) else is_user_class(kind) and not _is_tree(kind)
+                if is_code or is_owned:
+                    self.reach(y, path, where)
+
+    def reach_types(self, structure: Any) -> None:
+        """Follow the methods of the user's containers in a tree of arguments."""
+        if isinstance(structure, tuple):
+            kind, _, children = structure
+            if is_user_class(kind) and (id(kind), LEAF) not in self.seen:
+                self.seen[id(kind), LEAF] = kind
+                self.objects.append(_Object(kind, kind, class_name(kind), "?", True, False, _fields(kind)))
+            for child in children:
+                self.reach_types(child)
+
+    # code
+    def _name(self, name: str, use: str, where: str) -> None:
+        self.names.setdefault(name, where)
+        self.uses.setdefault(name, set()).add(use)
+        if name in _ALL:
+            self.all_at = self.all_at or where
+
+    def _function(self, function: types.FunctionType, path: str, where: str) -> None:
+        code, contents = function.__code__, function.__closure__ or ()
+        if not is_user_function(function):
+            if not str(function.__globals__.get("__name__")).startswith("minidl."):
+                self._theirs([*map(_content_of, contents), *function.__dict__.values()], path, where)
             return
-        space = function.__globals__
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
-        for code in with_inner(function.__code__):
-            found = scan(code)
-            self.codes.setdefault(code)
-            self.read_names |= found.read
-            for name, where in found.attributes.items():
-                self.names.setdefault(name, where)
-            self.stored |= found.stored["attribute"]
-            for name, where in found.globals.items():
-                if name in space or not hasattr(builtins, name):
-                    self._source("global", space, name, name, where)
-                if name in _ALL or name == "hasattr":
-                    self.names.setdefault(name, where)
-                    self.asked.update(dict.fromkeys(sorted(found.words)))
-                if name in ("globals", "eval", "exec"):
-                    self._words(found.words & space.keys(), space, where)
-            for name in found.stored["global"]:
-                self._source("global", space, name, name, line_of_change([code], name), is_changed=True)
-            for name in (*found.cells, *found.stored["cell"]):
-                if name in cells and name != "__class__":
-                    where = found.cells.get(name) or line_of_change([code], name)
-                    self._source("cell", cells[name], name, name, where, is_changed=name in found.stored["cell"])
-            for name, where in found.modules.items():
-                self.reach(sys.modules.get(name), name, where)
-        line = f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
-        for name in ("__defaults__", "__kwdefaults__"):
-            if getattr(function, name):
-                self._source("default", function, name, f"{function.__name__} (default arguments)", line)
+        cells = dict(zip(code.co_freevars, contents))
+        for inner in with_inner(code):
+            self._scan(inner, function, cells)
+        line, title = f"{code.co_filename}:{code.co_firstlineno}", f"{function.__name__} (default arguments)"
+        if function.__defaults__:
+            names = code.co_varnames[code.co_argcount - len(function.__defaults__) : code.co_argcount]
+            self.place("default", function, "__defaults__", title, line, names)
+        if function.__kwdefaults__:
+            self.place("default", function, "__kwdefaults__", title, line, ())
+        self.objects.append(_Object(function, function, path, line, False, False))
 
-    def _words(self, words: set[str], space: dict[str, Any], where: str) -> None:
-        """Globals that are named in texts."""
-        for name in sorted(words):
-            self.read_names.add(("global", name))
-            self._source("global", space, name, name, where)
+    def _scan(self, code: types.CodeType, function: types.FunctionType, cells: dict[str, Any]) -> None:
+        """Add the places that one piece of a function's code names."""
+        found, space, known = scan(code), function.__globals__, function.__builtins__  # type: ignore[attr-defined]
+        self.codes.setdefault(id(code), code)
+        self.makes_text |= found.makes_text
+        self.asked.update(found.asked)
+        for base, names in found.bases.items():
+            self.bases.setdefault(base, {}).update(names)
+        for (kind, name), where in found.where.items():
+            uses = found.uses[kind, name]
+            if kind == "attribute":
+                for use in uses:
+                    self._name(name, use, where)
+                is_written = code.co_filename != "<string>"  # and not generated, by dataclass
+                self.looks_at_types |= name == "__class__" and is_written
+            elif kind == "cell":
+                if name in cells and name not in ("__class__", "__classdict__"):
+                    self.place("cell", cells[name], name, name, where).uses.update(uses)
+            elif name in space or name not in known or "store" in uses:
+                self.place("global", space, name, name, where).uses.update(uses)
+            else:
+                self.all_at = self.all_at or (where if name in _ALL else "")
+                self.looks_at_types = self.looks_at_types or name == "type"
+        self._texts(code, space)
+        for (name, dots), where in found.modules.items():
+            package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
+            above = package.rsplit(".", dots - 1)[0] if dots else ""
+            self._module(".".join(filter(None, [above, name])), where)
 
-    def _source(self, kind: str, holder: Any, name: str, path: str, where: str, *, is_changed: bool = False) -> None:
-        key = (kind, holder if isinstance(holder, Leaf) else id(holder), name)
-        if key not in self.found:
-            source = self.found[key] = Source(kind, holder, name, path, where)
-            if not isinstance(holder, Leaf):
-                self.reach(source.read(()), path, where)
-        if is_changed:
-            self.changed.add(key)
+    def _texts(self, code: types.CodeType, space: dict[str, Any]) -> None:
+        """Names that are given as texts: globals()["rate"], import_module("config"), methodcaller("step")."""
+        found = scan(code)
+        named = {name: where for (_, name), where in found.where.items()}
+        if not named.keys().isdisjoint(("globals", "eval", "exec")):
+            for word in sorted(found.words & space.keys()):
+                self.place("global", space, word, word, next(iter(named.values()))).uses.add("read")
+        for text in found.texts:
+            if not named.keys().isdisjoint(("modules", "import_module", "__import__")) and text in sys.modules:
+                self._module(text, next(iter(named.values())))
+            if "methodcaller" in named:
+                self._name(text, "read", named["methodcaller"])
 
-    def _attributes(self, x: Any, holder: Any, path: str) -> None:
-        own = _own(x)
-        kinds = [c for c in (x if isinstance(x, type) else type(x)).__mro__ if is_user_class(c)]
-        fields = () if isinstance(x, type) else getattr(type(x), "__dataclass_fields__", ())
-        is_any = any(name in self.names for name in _ALL)
-        is_module = isinstance(x, types.ModuleType)
-        if is_any and own and not isinstance(x, (type, types.ModuleType)):
-            self.read_names.add(("attribute", "__dict__"))
-            self._attribute(x, holder, "__dict__", path, "?")
-        for name in list(own if is_any else self.names):
-            is_special = name.startswith("__") and (is_module or isinstance(x, type))
-            if name in own and not is_special and name not in fields:
-                where = self.names.get(name, "?")
-                if is_any:
-                    self.read_names.add(("attribute", name))
-                self._attribute(x, holder, name, path, where)
-        for name in list(self.asked) if not is_module else ():
-            self.read_names.add(("attribute", name))
-            self._attribute(x, holder, name, path, "?")
-        for name in list(self.stored):
-            if name not in fields and not isinstance(attribute(x, name), property):
-                self._attribute(x, holder, name, path, self.names.get(name, "?"), is_changed=True)
-        for kind in kinds:
-            for name, found in list(kind.__dict__.items()):
-                is_special = name.startswith("__") and (isinstance(x, type) or name not in ("__init__", "__new__"))
-                if not (name in self.names or is_any or (is_special and isinstance(found, types.FunctionType))):
-                    continue
-                if isinstance(found, _METHODS):
-                    self.reach(found, f"{path}.{name}", "?")
-                if not name.startswith("__") and name not in own and name not in fields:
-                    self._attribute(x, holder, name, path, self.names.get(name, "?"))
+    def _module(self, name: str, where: str) -> None:
+        """A module that the code imports: looked up again each time, and perhaps not there yet."""
+        module: Any = sys.modules.get(name, MISSING)
+        if module is MISSING or (issubclass(type(module), types.ModuleType) and is_user_module(module)):
+            self.place("global", sys.modules, name, name, where).uses.add("read")
 
-    def _attribute(self, x: Any, holder: Any, name: str, path: str, where: str, *, is_changed: bool = False) -> None:
-        self._source("attribute", holder, name, f"{path}.{name}", where, is_changed=is_changed)
-        if isinstance(holder, Leaf):
-            self.reach(attribute(x, name), f"{path}.{name}", where)
+    # attributes
+    def _attributes(self, one: _Object) -> None:
+        """Add the attributes of an object that the code names."""
+        x, kind = one.x, type(one.x)
+        is_class = issubclass(kind, type)
+        classes = [*mro(x), *mro(kind)] if is_class else list(mro(kind))
+        own = [] if is_class else list(own_attributes(x))
+        met = {name for name in own if type(name) is str and self._is_meant(name, one)}
+        for name in own:
+            if name in met:
+                self._attribute(one, name)
+        if self.all_at and own and one.is_users and not issubclass(kind, types.ModuleType):
+            self._attribute(one, "__dict__").uses.add("read")  # also for attributes that are not there yet
+        if not one.is_users:
+            if met or kind is types.FunctionType:
+                self._missing(one, [])
+            return
+        classes = list(filter(is_user_class, classes))
+        for owner in classes:
+            for name, found in list(class_dict(owner).items()):
+                if self._is_meant(name, one) or self._is_implied(name, found, one):
+                    self._class_attribute(one, owner, name, found, name in met)
+                    met.add(name)
+        if self.looks_at_types and not is_class and is_user_class(kind):
+            self.reach(kind, class_name(kind), one.where)
+        if not issubclass(kind, types.ModuleType):
+            for name in list(self.asked):
+                self._attribute(one, name).uses.add("read")
+        if "__getattr__" not in met:
+            self._missing(one, [] if is_class else classes)
+
+    def _class_attribute(self, one: _Object, owner: type, name: str, found: Any, is_hidden: bool) -> None:
+        if issubclass(type(found), _METHODS) or is_accelerated(found):
+            self.reach(found, f"{one.path}.{name}", one.where)
+            if type(found) is classmethod:
+                self.reach(owner, class_name(owner), one.where)
+        if type(found) is types.MemberDescriptorType:
+            self._attribute(one, name)
+        elif name == "__call__" and one.where != "?":  # the code names the object
+            self.place("attribute", owner, name, f"{class_name(owner)}.{name}", one.where)
+        elif name.startswith("__") and name.endswith("__"):
+            return
+        elif is_hidden and owner is not one.x:  # super() and type(x) can see it
+            self.place("attribute", owner, name, f"{class_name(owner)}.{name}", self.names.get(name, one.where))
+        else:
+            self._attribute(one, name)
+
+    def _attribute(self, one: _Object, name: str) -> _Place:
+        where = self.names.get(name) or self.all_at or one.where
+        return self.place("attribute", one.holder, name, f"{one.path}.{name}", where)
+
+    def _is_meant(self, name: str, one: _Object) -> bool:
+        if name.startswith("__") and issubclass(type(one.x), types.ModuleType):
+            return name == "__getattr__"
+        is_named = name in self.names or (self.all_at and one.is_users and not name.startswith("__"))
+        return bool(is_named) and name not in one.fields
+
+    def _is_implied(self, name: str, found: Any, one: _Object) -> bool:
+        """Whether it is a method that Python calls by itself."""
+        if not name.startswith("__") or not issubclass(type(found), _METHODS):
+            return False
+        return (one.is_made or name not in _MAKING) and (self.makes_text or name not in _TEXTS)
+
+    def _missing(self, one: _Object, classes: list[type]) -> None:
+        """Add attributes that are not there, but that the code uses of this very object: of `self` in its methods, of
+        the variable that it is in."""
+        named = dict(self.bases.get(one.path.rpartition(".")[2], ()))
+        for owner in classes:
+            for method in list(class_dict(owner).values()):
+                if type(method) is types.FunctionType and id(method.__code__) in self.codes:
+                    for code in with_inner(method.__code__):
+                        named.update(scan(code).bases.get(scan(method.__code__).first, ()))
+        for name in named:
+            if name not in one.fields and attribute(one.x, name) is MISSING:
+                self._attribute(one, name)

@@ -43,8 +43,10 @@ def plain_key(x: Any) -> Hashable:
         return type(x), frozenset(map(plain_key, x))
     if isinstance(x, slice):
         return type(x), tuple(map(plain_key, (x.start, x.stop, x.step)))
-    if isinstance(x, (list, collections.deque)):
+    if isinstance(x, (list, tuple, collections.deque)):
         return type(x), tuple(map(plain_key, x))
+    if isinstance(x, dict):
+        return type(x), tuple([(plain_key(name), plain_key(y)) for name, y in x.items()])
     if isinstance(x, (bytearray, array.array, memoryview)):
         return type(x), bytes(x)
     if isinstance(x, types.MethodType):  # a new object at each look, and equal to one of an equal instance

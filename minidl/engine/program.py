@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 import threading
@@ -17,7 +16,7 @@ from minidl.core.loop import Access
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
 from minidl.engine.fuse import schedule
-from minidl.engine.graph import Graph, Id
+from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import choose_layout, memory_order
 from minidl.engine.loops import Loop
 from minidl.engine.passes import drop_unused, expand, simplify
@@ -32,11 +31,11 @@ MOST_FRAMES = 3  # a loop holds the results of one call while it makes the next
 _has_counts = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock reference counts are estimates
 
 
-def _count_references(arrays: list[Any]) -> list[int]:
-    return [sys.getrefcount(x) for x in arrays]
+def _count_references(objects: Sequence[Any]) -> list[int]:
+    return list(map(sys.getrefcount, objects))  # no name, no stack of the interpreter holds one of them meanwhile
 
 
-_UNUSED = _count_references([object()])[0]  # the count of what nobody holds but the list
+_UNUSED = _count_references([object()])  # the count of what nobody holds but the list
 
 
 class Frame:
@@ -59,7 +58,7 @@ class Frame:
 
     def is_free(self) -> bool:
         """Whether nobody holds any of the arrays."""
-        return all([sys.getrefcount(y) == _UNUSED for y in self._own])
+        return _count_references(self._own) == _UNUSED * len(self._own)
 
     def results(self) -> list[np.ndarray]:
         """The outputs: views of its own, copies of those that lie in the arena."""
@@ -100,11 +99,12 @@ class Program:
     def _bound(self, k: int, flat: Memory) -> Run:
         """Task k, bound to memory. Bound a second time it keeps its scratch."""
         work = self.plan.schedule.tasks[k].work
+        before = self.frames[0].steps[k] if hasattr(self, "frames") else None
         if isinstance(work, Loop):
-            return self._backend.bind_loop(work, flat.__getitem__)
+            bind = getattr(before, "rebind", None) or functools.partial(self._backend.bind_loop, work)
+            return bind(flat.__getitem__)
         made = [self._array(y, flat) for y in work.outputs]
         read = [self._array(x, flat) if isinstance(x, Id) else x for x in work.inputs]
-        before = self.frames[0].steps[k] if hasattr(self, "frames") else None
         if isinstance(before, functools.partial):
             return functools.partial(before.func, *made, *read, **before.keywords)
         return self._backend.bind_kernel(work.op, made, read, work.params)
@@ -184,12 +184,18 @@ class Program:
     # running ----------------------------------------------------------------------------------------------------
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results for these inputs, that no later run changes."""
-        with self._lock, _quiet if self._is_silent else np.errstate(all="ignore"):  # inf and nan are results too
-            frame = self._frame()
-            self._copy_in(arrays)
-            for step in frame.steps:
-                step()
-            return frame.results()
+        with self._lock:
+            if self._is_silent:
+                return self._run(arrays)
+            with np.errstate(all="ignore"):  # inf and nan are results too
+                return self._run(arrays)
+
+    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        frame = self._frame()
+        self._copy_in(arrays)
+        for step in frame.steps:
+            step()
+        return frame.results()
 
     @property
     def nbytes(self) -> int:
@@ -206,9 +212,6 @@ class Program:
         return "\n".join([str(self.graph), "", first, *rest])
 
 
-_quiet: Any = contextlib.nullcontext()
-
-
 def _aligned(nbytes: int) -> memoryview:
     """Memory that is no NumPy array, on the border of a cache line."""
     raw = bytearray(nbytes + ALIGNMENT_BYTES)
@@ -222,6 +225,26 @@ def _placed(spec: Spec, access: Access, memory: Any) -> np.ndarray:
     return np.ndarray(spec.shape, spec.dtype, memory, access.offset * size, tuple(n * size for n in access.strides))
 
 
+def _holders(value: Value) -> list[int]:
+    """How many hold the array of a value, and how many the array of which it is a view."""
+    return _count_references((value.data, value.data.base))
+
+
+_ALONE = _holders(Value(Spec((1,)), np.empty(1)[:]))  # the value holds a view, the view its array, nobody else any
+
+
+def _for_good(value: Value, is_once: bool) -> np.ndarray:
+    """The array of a value that will be dropped: itself if nobody else can see its memory, otherwise a copy."""
+    own, below = _holders(value)
+    data = value.data
+    if not (is_once and _has_counts and own == _ALONE[0] and data.nbytes > SMALL_BYTES and data.flags.writeable):
+        return data.copy("K")
+    whole, order = data.base, memory_order(data.shape, data.strides)
+    is_whole = type(whole) is np.ndarray and whole.flags.owndata and whole.nbytes == data.nbytes and below == _ALONE[1]
+    is_dense = data.transpose(order).flags.c_contiguous
+    return data if is_dense and (is_whole or data.flags.owndata) else data.copy("K")
+
+
 class ExactProgram:
     """The recorded calls once more: same kernels, same order, same bits. Only Python's part is left out."""
 
@@ -229,6 +252,7 @@ class ExactProgram:
         self.graph = graph
         kept = set(graph.outputs)
         last_reader = {x: i for i, node in enumerate(graph.nodes) for x in node.reads if x not in kept}
+        self._is_once = [graph.outputs.count(y) == 1 for y in graph.outputs]
         self._done: list[list[Id]] = [[] for _ in graph.nodes]  # what no later node reads
         for x, i in last_reader.items():
             self._done[i].append(x)
@@ -240,11 +264,15 @@ class ExactProgram:
         values = {x: Value(graph.specs[x], data) for x, data in known.items()}
         with alone():
             for node, done in zip(graph.nodes, self._done):
-                read = tuple([values[x] if isinstance(x, Id) else x for x in node.inputs])
-                values.update(zip(node.outputs, compute(node.op, read, node.params)))
+                values.update(zip(node.outputs, self._made(node, values)))
                 for x in done:
                     del values[x]
-        return [values[y].data.copy("K") for y in graph.outputs]
+        return [_for_good(values[y], once) for y, once in zip(graph.outputs, self._is_once)]
+
+    @staticmethod
+    def _made(node: Node, values: dict[Id, Value]) -> tuple[Value, ...]:
+        read = tuple([values[x] if isinstance(x, Id) else x for x in node.inputs])  # gone when the node is done
+        return compute(node.op, read, node.params)
 
     @property
     def nbytes(self) -> int:

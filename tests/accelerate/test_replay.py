@@ -554,6 +554,7 @@ KEYS: dict[str, tuple[Any, Any, Any]] = {  # argument, one with the same key, on
     "dataclass": (Options(0.1, "a"), Options(0.1, "a"), Options(0.1, "b")),
     "namedtuple": (Pair(1, 2), Pair(1, 2), (1, 2)),
     "enumeration": (Colour.RED, Colour.RED, 1),
+    "deque": (collections.deque([{"a": 1}]), collections.deque([{"a": 1}]), collections.deque([{"a": 2}])),
     "set": ({1, 2}, {2, 1}, {1, 3}),
     "frozen set": (frozenset({1}), frozenset({1}), frozenset({2})),
     "slice": (slice(1, 2), slice(1, 2), slice(1, 3)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import sys
 import threading
@@ -73,6 +75,9 @@ HOLDERS = {  # ways to hold on to a result after the result itself is gone
     "a dlarray of a view": lambda y: m.permute(adopted(y), [1, 0]),
     "a container": lambda y: {"y": [y]},
     "dlpack": lambda y: np.from_dlpack(y),
+    "what it is a view of": lambda y: y.base,
+    "a matrix": lambda y: y.view(np.matrix),
+    "its address with ctypes": lambda y: y.ctypes.data_as(ctypes.POINTER(ctypes.c_float * y.size)),
 }
 
 
@@ -91,9 +96,55 @@ def read(held):
         return held["y"][0]
     if isinstance(held, np.nditer):
         return held.operands[0]
+    if hasattr(held, "contents"):
+        return np.ctypeslib.as_array(held.contents)
     if isinstance(held, m.DLArray):
         return held._value.data
     return np.array(held)
+
+
+def test_an_array_seen_again_has_the_numbers_of_before():
+    big = np.ones((256, 256), np.float32)
+    assert big.nbytes >= LARGE_BYTES
+    first, second = compiled(lambda x: x * 2, dlarray(big)), compiled(lambda x: x + 1, dlarray(big))
+    for k in range(4):
+        (y,) = first.run([big * k, None])
+        assert np.array_equal(second.run([y, None])[0], big * 2 * k + 1)  # it knows the large inputs of before
+        del y  # its memory serves again, as another array
+
+
+def test_what_an_owner_did_to_a_result_goes_with_it():
+    program = compiled(doubled, dlarray(LARGE))
+    for _ in range(2 * MOST_FRAMES):
+        y = run(program, dlarray(LARGE))[0]
+        assert y.shape == LARGE.shape and y.flags.writeable and np.array_equal(y, LARGE * 2)
+        y[...] = 7
+        y.shape, y.flags.writeable = (LARGE.size,), False
+
+
+def network(x, w):
+    y = m.tanh(x @ w)
+    return [y, m.sum(y, 1), m.sum(y, 0), m.softmax(y, DataFormat="BC")]
+
+
+def test_sets_share_scratch_and_constants():
+    x, w = dlarray(np.ones((2000, 64), np.float32)), dlarray(np.full((64, 2000), 0.1, np.float32))
+    program = compiled(network, x, w)
+    kept = [run(program, x, w) for _ in range(MOST_FRAMES)]
+    assert len(program.frames) == 1 + MOST_FRAMES
+    first, *others = [frame.steps for frame in program.frames]
+    bound_anew = 0
+    for steps in others:
+        for step, before in zip(steps, first):
+            bound_anew += step is not before
+            if hasattr(step, "rebind"):
+                assert step.rebind.args[0] is before.rebind.args[0]  # what is printed, with its scratch
+            else:
+                assert isinstance(step, functools.partial) and step.func is before.func
+                assert step.keywords.get("scratch") is before.keywords.get("scratch")
+    assert bound_anew >= 2 * MOST_FRAMES
+    for found in kept:
+        assert_same(found, run(program, x, w))
 
 
 def test_all_sets_in_use():

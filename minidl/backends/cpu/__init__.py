@@ -23,7 +23,6 @@ ROOMS = {
     "matmul": "matmul",
 }  # fmt: skip
 STRIDED = {"matmul"}  # kernels that take inputs of any strides; the others want plain C order
-ADDED_BY_NUMPY = {"matmul", "conv_weight_grad"}  # kernels that leave some of their arithmetic to NumPy, which warns
 
 
 def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> Any:
@@ -56,11 +55,6 @@ def has_kernel(op: Any) -> bool:
 def needs_dense(op: Any) -> bool:
     """Whether the kernel wants its inputs in plain C order."""
     return op.name in ROOMS and op.name not in STRIDED
-
-
-def is_silent(op: Any) -> bool:
-    """Whether the kernel of `op` gives none of NumPy's warnings about inf and nan."""
-    return op.name in ROOMS and op.name not in ADDED_BY_NUMPY
 
 
 def view(op: Any, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:

@@ -28,20 +28,30 @@ _NUMBER = re.compile(r"(?<![\w{.])(\d+(?:\.\d+)?)(?![\w}.])")
 
 
 def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]:
-    """The loop as a function without arguments, bound to memory: flat(buffer) is a buffer as a flat array."""
-    printed = Printed(loop)
-    sizes = loop.sizes or (1,)
+    """The loop as a function without arguments, bound to memory: flat(buffer) is a buffer as a flat array.
+
+    Its attribute `rebind` is a function of another `flat`: the same code and scratch, bound to that memory.
+    """
+    return _bound(Printed(loop), flat)
+
+
+def _bound(printed: Printed, flat: Callable[[Any], np.ndarray]) -> Any:
+    sizes = printed.loop.sizes or (1,)
     inner = int(np.prod(sizes[1:], dtype=np.int64))
     chunks = CHUNKS if sizes[0] * inner >= CHUNKED_ITERATIONS and sizes[0] >= CHUNKS else 1
     table, held = printed.table(sizes, chunks, flat)
     from minidl.kernels.cpu.threads import bound_call
 
     address = compiled(printed.text)
+    run: Any
     if printed.totals:
-        run = bound_call(address, chunks, 1, table, held)
+        chunk = bound_call(address, chunks, 1, table, held)
         merge = bound_call(address, chunks + 1, chunks + 1, table, held, chunks)
-        return lambda: (run(), merge())
-    return bound_call(address, sizes[0], max(1, GRAIN_ITERATIONS // max(inner, 1)), table, held)
+        run = lambda: (chunk(), merge())  # noqa: E731
+    else:
+        run = bound_call(address, sizes[0], max(1, GRAIN_ITERATIONS // max(inner, 1)), table, held)
+    run.rebind = functools.partial(_bound, printed)
+    return run
 
 
 class _Body:
@@ -133,6 +143,7 @@ class Printed:
         self._slots: list[tuple[Any, ...]] = []
         self._head: list[str] = []
         self._literals: dict[tuple[str, str], str] = {}
+        self._scratch: dict[int, np.ndarray] = {}
         self._flat: tuple[list[int], list[np.ndarray], list[int]] | None = None
         strides = {id(s): s.access.strides or (0,) for s in loop.stores}
         reduced = {id(s): [k for k, stride in enumerate(strides[id(s)]) if stride == 0] for s in loop.stores}
@@ -147,7 +158,6 @@ class Printed:
     def table(self, sizes: tuple[int, ...], chunks: int, flat: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, Any]:
         """(the table for these sizes and this memory, what must be kept alive for it)."""
         held: list[Any] = []
-        totals: dict[int, np.ndarray] = {}
         numbers = []
         for kind, what, *more in self._slots:
             if kind == "size":
@@ -166,16 +176,18 @@ class Printed:
                 held.append(array)
                 numbers.append(_address(array))
             elif kind == "slab":
-                array = np.empty(self._kept(what, sizes), _wide(what.dtype))
-                held.append(array)
-                numbers.append(_address(array))
+                numbers.append(_address(self._scratch_of(what, 1, sizes)))
             else:  # totals of a reduction: "kept" numbers per chunk, "total" where, "total_bytes" from chunk to chunk
-                if id(what) not in totals:
-                    totals[id(what)] = np.empty((chunks, self._kept(what, sizes)), _wide(what.dtype))
-                array = totals[id(what)]
+                array = self._scratch_of(what, chunks, sizes)
                 facts = {"kept": array.shape[1], "total": _address(array), "total_bytes": array.strides[0]}
                 numbers.append(facts[kind])
-        return np.array(numbers, np.int64), [held, totals]
+        return np.array(numbers, np.int64), [held, self._scratch]
+
+    def _scratch_of(self, store: Any, chunks: int, sizes: tuple[int, ...]) -> np.ndarray:
+        """Where a reduction adds up; made for the first table, and the same for all."""
+        if id(store) not in self._scratch:
+            self._scratch[id(store)] = np.empty((chunks, self._kept(store, sizes)), _wide(store.dtype))
+        return self._scratch[id(store)]
 
     def flat_table(self, size: int, addresses: list[int]) -> np.ndarray:
         """The table of a loop over flat arrays without reductions, its buffers numbered from 0."""
