@@ -480,7 +480,7 @@ class _Walk:
 
     def _scan(self, code: types.CodeType, function: types.FunctionType, cells: dict[str, Any]) -> None:
         """Add the places that one piece of a function's code names."""
-        found, space, known = scan(code), function.__globals__, function.__builtins__  # type: ignore[attr-defined]
+        found, space, known = scan(code), function.__globals__, getattr(function, "__builtins__", {})
         self.codes.setdefault(id(code), code)
         self.makes_text |= found.makes_text
         self.asked.update(found.asked)
