@@ -260,6 +260,19 @@ def test_A5_outputs_fed_back_as_inputs(mode):
     assert counted.count == 1
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_A5_results_of_one_accelerated_function_go_into_another(mode):
+    """Large ones: memory that serves again must not be taken for the input of the call before."""
+    first, second = dlaccelerate(lambda x: x * 2, Numerics=mode), dlaccelerate(lambda y: m.sum(y + 1, 0), Numerics=mode)
+
+    def both(x):
+        return second(first(x))
+
+    for k in range(12):
+        x = np.full((200, 200), k, np.float32)
+        assert np.all(np.asarray(both(dlarray(x))) == 200 * (2 * k + 1))
+
+
 def test_A6_the_same_array_twice_and_equal_arrays():
     def function(x, y):
         return m.dlfeval(lambda x, y: m.dlgradient(m.sum(x * x * y, "all"), [x, y]), x, y)
