@@ -62,6 +62,10 @@ def captured_key(x: Any) -> Hashable:
     """The key of something captured: objects of the user's classes are themselves, whatever they call equal."""
     if (is_user_class(type(x)) or is_namespace(x)) and not isinstance(x, (enum.Enum, list, set, collections.deque)):
         return ById(x)
+    if isinstance(x, (list, tuple, collections.deque)):
+        return type(x), tuple(map(captured_key, x))
+    if isinstance(x, (set, frozenset)):
+        return type(x), frozenset(map(captured_key, x))
     return plain_key(x)
 
 

@@ -456,6 +456,29 @@ def sets_and_deques():
     return (lambda x: x * len(chosen) + sum(queue)), [member, number]
 
 
+def equal_objects_in_a_deque():
+    class Equal:
+        def __init__(self, rate):
+            self.rate = rate
+
+        def __eq__(self, other):
+            return True
+
+        def __hash__(self):
+            return 0
+
+    queue, chosen = collections.deque([Equal(1.0)]), {Equal(2.0)}
+
+    def another():
+        queue[0] = Equal(3.0)
+
+    def another_member():
+        chosen.clear()
+        chosen.add(Equal(5.0))
+
+    return (lambda x: x * queue[0].rate + next(iter(list(chosen)), None).rate), [another, another_member]
+
+
 def class_as_a_holder():
     class Options:
         rate = 2.0
@@ -582,7 +605,8 @@ PLACES = [
     numpy_array_in_place, numpy_array_large, global_number, global_array, default_argument, attribute_of_self,
     attribute_of_the_class, method_replaced, attribute_that_appears, property_of_self, callable_object, slots,
     behind_getattr, computed_name, dataclass, namespaces, partial, decorated, accelerated_inside,
-    module_of_the_users, imported_inside, nested_functions, sets_and_deques, class_as_a_holder,
+    module_of_the_users, imported_inside, nested_functions, sets_and_deques,
+    equal_objects_in_a_deque, class_as_a_holder,
 ]  # fmt: skip
 
 

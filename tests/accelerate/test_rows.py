@@ -37,6 +37,7 @@ def test_every_row_has_a_test(row, backend):
 @pytest.mark.only_on("cpu")
 def test_B8_the_first_call_is_eager_and_compiled_code_stays_on_the_disk(tmp_path):
     environment = {**os.environ, "MINIDL_CACHE_DIR": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)  # it would lie elsewhere
     seen = []
     for _ in range(2):
         found = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True,
