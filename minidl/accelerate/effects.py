@@ -20,6 +20,7 @@ import numpy as np
 
 from minidl.accelerate.captures import CHANGING, Captures, Source, is_user_file, line_of_change
 from minidl.core.dlarray import DLArray
+from minidl.core.tape import set_watch
 from minidl.core.tree import flatten, paths
 
 _CLOCKS = frozenset([
@@ -56,12 +57,14 @@ class Watch:
     def __enter__(self) -> Watch:
         self._is_profiling = sys.getprofile() is None
         if self._is_profiling:
+            set_watch(self._look)
             sys.setprofile(self._look)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._is_profiling:
             sys.setprofile(None)
+            set_watch(None)
         if kind is None:
             self.effects = [*self._changes(), *self._calls]
 

@@ -15,7 +15,7 @@ from minidl import backends
 from minidl.core import dlarray as handles
 from minidl.core.labels import match
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
-from minidl.core.tape import Call, alone, open_tapes
+from minidl.core.tape import Call, alone, is_watched, open_tapes, unwatched
 from minidl.core.vocabulary import named
 
 if TYPE_CHECKING:
@@ -99,7 +99,11 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
         outputs = tuple([Value(spec, None) for spec in output_specs])  # abstract: structure without numbers
     else:
         if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
-            results = backends.run(op, output_specs, datas, params)
+            if is_watched():
+                with unwatched():
+                    results = backends.run(op, output_specs, datas, params)
+            else:
+                results = backends.run(op, output_specs, datas, params)
         else:
             with np.errstate(all="ignore"):
                 results = backends.run(op, output_specs, datas, params)

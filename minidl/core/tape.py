@@ -84,6 +84,7 @@ class _Open(threading.local):
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
         self.behind: Call | None = None  # the call whose derivative is being computed
+        self.watch: Any = None  # the profile function of a recording, which kernels need not be seen by
 
 
 _open = _Open()
@@ -139,6 +140,26 @@ def going_back() -> Iterator[_Open]:
         yield _open
     finally:
         _open.behind = before
+
+
+def set_watch(watch: Any) -> None:
+    """Name this thread's profile function as one that is stopped while kernels run (and are compiled)."""
+    _open.watch = watch
+
+
+def is_watched() -> bool:
+    """Whether there is such a function."""
+    return _open.watch is not None
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Stop it for the block."""
+    sys.setprofile(None)
+    try:
+        yield
+    finally:
+        sys.setprofile(_open.watch)
 
 
 def note_read(value: Value) -> None:
