@@ -42,6 +42,7 @@ class Op:
             g and y are tuples when the op has several outputs, and g of an unused output is None
     types   a letter per input: f (float, brought to the common type), b (logical), a (any, left alone);
             the last one repeats; '->' and the outputs' letters (f: the common type)
+    contraction rule: (*inputs, **params) -> the op as sums of products of its two inputs (see `core.contraction`)
     domain  interval from which tests draw the inputs of a MAP op
     samples rule: random generator -> list of `case(...)`, for tests
     """
@@ -63,6 +64,7 @@ class Op:
         self.infer_rule: Rule | None = None
         self.vjp_rule: Rule | None = None
         self.vjp_rules: tuple[Rule | None, ...] | None = None
+        self.contraction_rule: Rule | None = None
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
         return apply(self, inputs, params)
@@ -83,6 +85,11 @@ class Op:
 
     def vjps(self, *rules: Rule | None) -> None:
         self.vjp_rules = rules
+
+    def contraction(self, rule: Rule) -> Rule:
+        """Declare that the op sums products: rule(*specs, **params) gives its Contractions, each a part of y."""
+        self.contraction_rule = rule
+        return rule
 
     def input_type(self, i: int) -> str:
         return self.input_types[min(i, len(self.input_types) - 1)]

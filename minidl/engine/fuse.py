@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 from minidl.core.op import MAP, REDUCE, VIEW
+from minidl.engine.contract import Contract, contract_of
 from minidl.engine.graph import Id, Node
-from minidl.engine.layout import Layout
+from minidl.engine.layout import Layout, contractions_of
 from minidl.engine.loops import Loop, joined, kept_stores, loop_of, merged
 
 MOST_ARRAYS = 16  # of one loop; more do not fit the machine's registers and address units
@@ -17,9 +18,9 @@ SMALL = 4096  # iterations; below, joining siblings that share an input saves no
 
 @dataclasses.dataclass
 class Task:
-    """What runs at once: a loop, or a kernel node."""
+    """What runs at once: a loop, a kernel node, or a contraction that the backend writes itself."""
 
-    work: Loop | Node
+    work: Loop | Node | Contract
     reads: set[Id]
     writes: list[Id]
 
@@ -37,13 +38,16 @@ class Schedule:
             if isinstance(task.work, Loop):
                 lines.append(f"{i}: {task.work}")
             else:
-                lines.append(f"{i}: {', '.join(map(str, task.writes))} = {task.work.op.name}"
-                             f"({', '.join(map(str, task.work.inputs))})")
+                lines.append(f"{i}: {', '.join(map(str, task.writes))} = {describe(task.work)} of "
+                             f"{', '.join(map(str, sorted(task.reads)))}")
         return "\n".join(lines)
 
 
-def schedule(layout: Layout, *, is_fusing: bool = True) -> Schedule:
-    """Tasks of a graph: its MAP and REDUCE nodes as loops, joined as far as that is right and useful."""
+def schedule(layout: Layout, *, is_fusing: bool = True, is_contracting: bool = False) -> Schedule:
+    """Tasks of a graph: its MAP and REDUCE nodes as loops, joined as far as that is right and useful.
+
+    is_contracting: contractions are tasks of their own kind, not kernels (choose_layout has prepared them).
+    """
     tasks: list[Task] = []
     for node in layout.graph.nodes:
         if node.op.kind is VIEW:
@@ -52,6 +56,9 @@ def schedule(layout: Layout, *, is_fusing: bool = True) -> Schedule:
             loop = loop_of(layout, node)
             if not is_fusing or not _join(tasks, loop):
                 tasks.append(Task(loop, loop.reads, loop.writes))
+        elif is_contracting and (nests := contractions_of(layout.graph, node)):
+            contract = contract_of(layout, node, nests)
+            tasks.append(Task(contract, contract.reads, contract.writes))
         else:
             tasks.append(Task(node, {layout.access[x].buffer for x in node.reads}, list(node.outputs)))
     tasks = _trimmed(layout, tasks)
@@ -72,7 +79,7 @@ def _join(tasks: list[Task], loop: Loop) -> bool:
         is_needed = not reads.isdisjoint(task.writes)
         if isinstance(task.work, Loop) and (is_needed or (large & task.reads and large & _large_loads(task.work))):
             both = joined(task.work, loop)
-            if both is not None and _array_count(both) <= MOST_ARRAYS:
+            if both is not None and array_count(both) <= MOST_ARRAYS:
                 tasks[i] = Task(both, both.reads, both.writes)
                 return True
         if is_needed:
@@ -84,7 +91,8 @@ def _large_loads(loop: Loop) -> set[Id]:
     return {s.access.buffer for s in loop.steps if s.access is not None and all(s.access.strides)}
 
 
-def _array_count(loop: Loop) -> int:
+def array_count(loop: Loop) -> int:
+    """Arrays that a loop loads from or stores to."""
     return sum(s.access is not None for s in loop.steps) + len(loop.stores)
 
 
@@ -107,4 +115,4 @@ def describe(work: Any) -> str:
         texts = [f"t{i} = {step.text.format(*step.args)}" for i, step in enumerate(work.steps) if step.text]
         texts += [f"{s.access.buffer} by {s.combine.format('', s.source).strip()}" for s in work.stores if s.combine]
         return f"loop {list(work.sizes)}: {'; '.join(texts)}"
-    return str(work.op.name)
+    return str(work.name if isinstance(work, Contract) else work.op.name)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from minidl.core.contraction import Contraction
 from minidl.core.loop import Access
 from minidl.core.op import KERNEL, MAP, VIEW, Op, op
-from minidl.core.spec import Spec
+from minidl.core.spec import DOUBLE, SINGLE, Spec
 from minidl.engine.graph import Graph, Id, Node
 
 
@@ -58,6 +59,15 @@ class Layout:
     graph: Graph
     access: dict[Id, Access]
     memory: dict[Id, np.ndarray] = dataclasses.field(default_factory=dict)
+    padded: dict[Id, int] = dataclasses.field(default_factory=dict)  # elements of buffers with zeros around the values
+
+    def elements(self, buffer: Id) -> int:
+        """Size of a buffer."""
+        return self.padded.get(buffer, self.graph.specs[buffer].size)
+
+    def nbytes(self, buffer: Id) -> int:
+        """Size of a buffer in bytes."""
+        return self.elements(buffer) * self.graph.specs[buffer].dtype.itemsize
 
     def __str__(self) -> str:
         lines = []
@@ -66,66 +76,215 @@ class Layout:
         return "\n".join(lines)
 
 
+Pads = tuple[tuple[int, int], ...]
+Packing = Callable[[Sequence[tuple[int, int, int, int]], Any], "tuple[int, int] | None"]
+
+
+class _Chooser:
+    """The walk of choose_layout over the nodes of a graph."""
+
+    def __init__(self, graph: Graph, view: Callable[..., Any]) -> None:
+        self.graph, self._view = graph, view
+        self.names: dict[Id, Any] = {}
+        self.access: dict[Id, Access] = {}
+        self.memory: dict[Id, np.ndarray] = {}
+        self.padded: dict[Id, int] = {}
+        self.nodes: list[Node] = []
+        self._copies: dict[Any, Id] = {}
+        self._within: dict[Id, Id] = {}  # a value -> its copy with zeros around it
+        self._pads: dict[Id, Pads] = {}
+        self._seen: dict[Any, Node] = {}
+
+    def place(self, x: Id, order: Sequence[int], still: Sequence[int] = (), pads: Pads = ()) -> None:
+        """Give a value memory of its own: no gaps, or `pads` zeros before and after it along each dimension."""
+        shape = [1 if i in still else n for i, n in enumerate(self.graph.specs[x].shape)]
+        if pads:
+            self._pads[x] = pads
+            shape = [n + before + after for n, (before, after) in zip(shape, pads)]
+            self.padded[x] = int(np.prod(shape))
+        strides = dense(shape, order)
+        offset = sum(before * stride for (before, _), stride in zip(pads, strides))
+        self.access[x] = Access(x, offset, tuple([0 if i in still else stride for i, stride in enumerate(strides)]))
+
+    def copied(self, x: Id, order: Sequence[int] = (), pads: Pads = (), where: str = "") -> Id:
+        """A copy of x in another order (by default that of its dimensions), or with zeros around it."""
+        spec = self.graph.specs[x]
+        key = x, tuple(order), pads
+        if key not in self._copies:
+            y = self._copies[key] = self.graph.new(spec)
+            self.place(y, order or range(spec.ndim), pads=pads)
+            self.nodes.append(Node(copy, (x,), {}, (y,), where))
+        return self._copies[key]
+
+    def view(self, node: Node) -> None:
+        """A view's access; of a copy where the strides at hand cannot say it."""
+        x = node.inputs[0]
+        for source in (self._within.get(x), x):
+            if source is not None:
+                found = _viewed(self.graph, self.access[source], node, self._view)
+                if found is not None:
+                    break
+        if found is None:
+            source = self.copied(x, where=node.where)
+            found = _viewed(self.graph, self.access[source], node, self._view)
+        assert found is not None, f"{node.op.name} of a dense array is a view"
+        self.access[node.outputs[0]] = found
+        self.nodes.append(dataclasses.replace(node, inputs=(source,)))
+
+    def kernel(self, node: Node, is_dense: bool) -> None:
+        """A kernel's results in the order of their dimensions, its operands too if it wants them so."""
+        if is_dense:
+            for x in node.reads:
+                if not _is_c_order(self.graph.specs[x], self.access[x]):
+                    node = node.renamed({x: self.copied(x, where=node.where)})
+        for y in node.outputs:
+            self.place(y, range(self.graph.specs[y].ndim))
+        self.nodes.append(node)
+
+    def contraction(self, node: Node, nests: list[Contraction], packing: Packing) -> None:
+        """A sum of products: its result in the order of its dimensions, its operands as the backend can take them."""
+        needed = needed_pads(self.graph, node, nests)
+        for x, pads in zip(node.inputs, needed):
+            if any(map(any, pads)) and not self._is_within(x, pads):
+                self.surround(x, pads, node.where)
+        plain = node.inputs
+        node = node.renamed(self._within)
+        (y,) = node.outputs
+        self.place(y, range(self.graph.specs[y].ndim))
+        for _ in range(2):  # each operand may have to be brought in another order
+            strides = [flat_strides(nest, node, self.access) for nest in nests]
+            wanted = next((w for s in strides if (w := packing(s, self.graph.specs[y].dtype)) is not None), None)
+            if wanted is None:
+                break
+            i, k = wanted
+            at = (nests[0].a, nests[0].b)[k]
+            fastest = next(d for d, subscript in enumerate(at) if any(n == i for n, _ in subscript.factors))
+            order = [d for d in range(len(at)) if d != fastest] + [fastest]
+            pads = needed[k] if any(map(any, needed[k])) else ()
+            packed = self.copied(plain[k], order, pads, node.where)
+            inputs = tuple([packed if n == k else x for n, x in enumerate(node.inputs)])
+            node = dataclasses.replace(node, inputs=inputs)
+        self.nodes.append(node)
+
+    def _is_within(self, x: Id, pads: Pads) -> bool:
+        """Whether x has a copy with at least these zeros around it."""
+        around = self._pads.get(self._within.get(x, x), ())
+        return bool(around) and all(a >= c and b >= d for (a, b), (c, d) in zip(around, pads))
+
+    def element_wise(self, node: Node) -> None:
+        """A MAP or REDUCE result is laid out like its largest operand."""
+        node = node.renamed(self._within)
+        first = self._seen.setdefault(_work(self.graph, self.access, node), node)
+        if first is not node:
+            self.names.update(zip(node.outputs, first.outputs))
+            return
+        (y,) = node.outputs
+        still = _still(self.graph, self.access, node) if node.op.kind is MAP else ()
+        self.place(y, _largest_order(self.graph, self.access, node), still)
+        self.nodes.append(node)
+
+    def surround(self, x: Id, pads: Pads, where: str = "") -> None:
+        """Put zeros around a value, for all that read it from here on."""
+        self._within[x] = self.copied(x, pads=pads, where=where)
+
+
 def choose_layout(
-    graph: Graph, input_orders: Sequence[Sequence[int]], needs_dense: Callable[[Op], bool], view: Callable[..., Any]
-) -> Layout:
+    graph: Graph, input_orders: Sequence[Sequence[int]], needs_dense: Callable[[Op], bool], view: Callable[..., Any],
+    packing: Packing | None = None,
+) -> Layout:  # fmt: skip
     """Give every value its place; insert a `copy` where a kernel or a view cannot work on the strides at hand.
 
     MAP and REDUCE results are laid out like their largest operand, KERNEL results in the order of their dimensions.
     What is the same along a dimension is computed once (stride 0), and so is what is computed twice from one memory.
+
+    packing : for backends that write contractions themselves. Given the strides of a nest, (size, y, a, b) per index,
+              and the type: None if it can work on them, or (index, operand: 0 for a, 1 for b) that must be fastest.
+              What contractions read beyond its bounds gets zeros around it, once.
     """
     graph = graph.with_nodes(graph.nodes)
-    names: dict[Id, Any] = {}
-    seen: dict[Any, Node] = {}
-    access: dict[Id, Access] = {}
-    memory: dict[Id, np.ndarray] = {}
-    copies: dict[Id, Id] = {}
-    nodes: list[Node] = []
-
-    def place(x: Id, order: Sequence[int], still: Sequence[int] = ()) -> None:
-        shape = [1 if i in still else n for i, n in enumerate(graph.specs[x].shape)]
-        strides = dense(shape, order)
-        access[x] = Access(x, 0, tuple([0 if i in still else stride for i, stride in enumerate(strides)]))
-
-    def copied(x: Id) -> Id:
-        if x not in copies:
-            y = copies[x] = graph.new(graph.specs[x])
-            place(y, range(graph.specs[x].ndim))
-            nodes.append(Node(copy, (x,), {}, (y,)))
-        return copies[x]
-
+    nests = {i: found for i, node in enumerate(graph.nodes) if packing and (found := contractions_of(graph, node))}
+    pads = _all_pads(graph, nests)
+    chooser = _Chooser(graph, view)
     for x, input_order in zip(graph.inputs, input_orders):
-        place(x, input_order)
+        chooser.place(x, input_order)
     for x, data in graph.constants.items():
-        memory[x], access[x] = _constant(x, data)
-    for node in graph.nodes:
-        node = node.renamed(names)
+        chooser.memory[x], chooser.access[x] = _constant(x, data)
+    for x in [*graph.inputs, *graph.constants]:
+        if x in pads:
+            chooser.surround(x, pads[x])
+    for i, node in enumerate(graph.nodes):
+        node = node.renamed(chooser.names)
         if node.op.kind is VIEW:
-            x = node.inputs[0]
-            found = _viewed(graph, access[x], node, view)
-            if found is None:
-                x = copied(x)
-                found = _viewed(graph, access[x], node, view)
-            assert found is not None, f"{node.op.name} of a dense array is a view"
-            access[node.outputs[0]] = found
-            nodes.append(dataclasses.replace(node, inputs=(x,)))
-            continue
-        if node.op.kind is KERNEL:
-            if needs_dense(node.op):
-                for x in node.reads:
-                    if not _is_c_order(graph.specs[x], access[x]):
-                        node = node.renamed({x: copied(x)})
-            for y in node.outputs:
-                place(y, range(graph.specs[y].ndim))
+            chooser.view(node)
+        elif i in nests:
+            assert packing is not None
+            chooser.contraction(node, nests[i], packing)
+        elif node.op.kind is KERNEL:
+            chooser.kernel(node, needs_dense(node.op))
         else:
-            first = seen.setdefault(_work(graph, access, node), node)
-            if first is not node:
-                names.update(zip(node.outputs, first.outputs))
+            chooser.element_wise(node)
+        for y in node.outputs:
+            if y in pads and y not in chooser.names:
+                chooser.surround(y, pads[y], node.where)
+    names = chooser.names
+    done = graph.with_nodes(chooser.nodes, outputs=[names.get(y, y) for y in graph.outputs])
+    return Layout(done, chooser.access, chooser.memory, chooser.padded)
+
+
+# contractions ---------------------------------------------------------------------------------------------------
+def contractions_of(graph: Graph, node: Node) -> list[Contraction] | None:
+    """What a node sums, if it is a sum of products of two arrays and none of its sizes is 0."""
+    if node.op.contraction_rule is None or not all(isinstance(x, Id) for x in node.inputs):
+        return None
+    specs = [graph.specs[x] for x in node.inputs]
+    if any(not spec.size or spec.dtype not in (SINGLE, DOUBLE) for spec in specs):
+        return None
+    return list(node.op.contraction_rule(*specs, **node.params))
+
+
+def needed_pads(graph: Graph, node: Node, nests: list[Contraction]) -> tuple[Pads, Pads]:
+    """How far the nests reach beyond the two operands, along each dimension."""
+    found = []
+    for k in (0, 1):
+        shape = graph.specs[node.inputs[k]].shape
+        pads = [(0, 0)] * len(shape)
+        for nest in nests:
+            if 0 in nest.sizes:
                 continue
-            (y,) = node.outputs
-            place(y, _largest_order(graph, access, node), _still(graph, access, node) if node.op.kind is MAP else ())
-        nodes.append(node)
-    return Layout(graph.with_nodes(nodes, outputs=[names.get(y, y) for y in graph.outputs]), access, memory)
+            for d, subscript in enumerate((nest.a, nest.b)[k]):
+                low, high = subscript.bounds(nest.sizes)
+                pads[d] = max(pads[d][0], -low), max(pads[d][1], high - shape[d] + 1)
+        found.append(tuple(pads))
+    return found[0], found[1]
+
+
+def _all_pads(graph: Graph, nests: dict[int, list[Contraction]]) -> dict[Id, Pads]:
+    """For each value that contractions read beyond its bounds, the zeros that it needs for all of them."""
+    pads: dict[Id, Pads] = {}
+    for i, found in nests.items():
+        for x, needed in zip(graph.nodes[i].inputs, needed_pads(graph, graph.nodes[i], found)):
+            if x in pads:
+                pads[x] = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(pads[x], needed))
+            else:
+                pads[x] = needed
+    return {x: needed for x, needed in pads.items() if any(map(any, needed))}
+
+
+def flat_strides(nest: Contraction, node: Node, access: dict[Id, Access]) -> list[tuple[int, int, int, int]]:
+    """(size, stride of y, of a, of b) per index of a nest, in elements of memory."""
+    columns = []
+    for at, x in ((nest.y, node.outputs[0]), (nest.a, node.inputs[0]), (nest.b, node.inputs[1])):
+        strides = [0] * len(nest.sizes)
+        for subscript, stride in zip(at, access[x].strides):
+            for i, factor in subscript.factors:
+                strides[i] += factor * stride
+        columns.append(strides)
+    return list(zip(nest.sizes, *columns))
+
+
+def flat_offset(at: Sequence[Any], a: Access) -> int:
+    """Where a nest begins in an operand's buffer."""
+    return a.offset + sum(subscript.start * stride for subscript, stride in zip(at, a.strides))
 
 
 def _work(graph: Graph, access: dict[Id, Access], node: Node) -> Any:

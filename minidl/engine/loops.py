@@ -147,6 +147,7 @@ def joined(first: Loop, second: Loop) -> Loop | None:
     stored = {s.access.buffer: s for s in first.stores}
     loaded = {s.access: Temp(i) for i, s in enumerate(first.steps) if s.access is not None}
     steps = list(first.steps)
+    made = {_meaning(s): Temp(i) for i, s in enumerate(steps) if s.access is None}
     names: list[Temp] = []
     for step in second.steps:
         if step.access is not None:
@@ -161,10 +162,18 @@ def joined(first: Loop, second: Loop) -> Loop | None:
                 continue
             loaded[step.access] = Temp(len(steps))
         args = tuple([names[x] if isinstance(x, Temp) else x for x in step.args])
-        names.append(Temp(len(steps)))
-        steps.append(dataclasses.replace(step, args=args))
+        step = dataclasses.replace(step, args=args)
+        known = made.setdefault(_meaning(step), Temp(len(steps))) if step.access is None else Temp(len(steps))
+        names.append(known)
+        if known == len(steps):
+            steps.append(step)
     stores = first.stores + [dataclasses.replace(s, source=names[s.source]) for s in second.stores]
     return Loop(sizes, steps, stores, first.where + [w for w in second.where if w not in first.where])
+
+
+def _meaning(step: Step) -> tuple[Any, ...]:
+    """What two computed scalars must have in common to be one. The texts tell 0.0 from -0.0 and 1 from True."""
+    return step.text, step.args, repr(step.args), step.dtype, step.literal_dtype
 
 
 def kept_stores(loop: Loop, needed: set[Id]) -> Loop:

@@ -15,12 +15,15 @@ from minidl.core.apply import compute
 from minidl.core.loop import Access
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
-from minidl.engine.fuse import schedule
+from minidl.engine.contract import Contract
+from minidl.engine.fuse import Task, schedule
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import choose_layout, memory_order
 from minidl.engine.loops import Loop
 from minidl.engine.passes import drop_unused, expand, simplify
-from minidl.engine.plan import ALIGNMENT_BYTES, Plan, plan_memory
+from minidl.engine.plan import ALIGNMENT_BYTES, PhasedPlan, Plan, plan_memory, plan_phases
+from minidl.engine.recompute import recomputed
+from minidl.engine.winograd import winograd
 
 Run = Callable[[], Any]
 Memory = dict[Id, np.ndarray]
@@ -78,17 +81,18 @@ class Program:
         self.graph, self.plan, self._backend = graph, plan, backend
         layout = plan.schedule.layout
         specs = layout.graph.specs
-        self._arena = np.empty(plan.arena_bytes + ALIGNMENT_BYTES, np.uint8)
-        base = -self._arena.ctypes.data % ALIGNMENT_BYTES
+        self._arena = np.zeros(plan.arena_bytes + ALIGNMENT_BYTES, np.uint8)  # zeros around values stay zeros
+        self._base = -self._arena.ctypes.data % ALIGNMENT_BYTES
         self._flat: Memory = dict(layout.memory)
         for buffer, offset in plan.offsets.items():
-            spec = specs[buffer]
-            self._flat[buffer] = self._arena[base + offset : base + offset + spec.nbytes].view(spec.dtype)
+            start = self._base + offset
+            self._flat[buffer] = self._arena[start : start + layout.nbytes(buffer)].view(specs[buffer].dtype)
         self._lock = threading.Lock()
         tasks = plan.schedule.tasks
         self._is_silent = all(isinstance(task.work, Loop) for task in tasks)  # kernels may add up by NumPy
         outputs = [self._array(y, self._flat) for y in layout.graph.outputs]
-        self.frames = [Frame([self._bound(k, self._flat) for k in range(len(tasks))], outputs, [False] * len(outputs))]
+        self._first: dict[int, Run] = {}  # task -> its first binding
+        self.frames = [Frame(self._all_bound(), outputs, [False] * len(outputs))]
         self._own = self._owned()
         self._prepare_inputs()
 
@@ -96,10 +100,27 @@ class Program:
         layout = self.plan.schedule.layout
         return _placed(layout.graph.specs[x], layout.access[x], flat[layout.access[x].buffer])
 
+    def _all_bound(self) -> list[Run]:
+        """All steps of a run, bound to the arena."""
+        return [self._bound(k, self._flat) for k in range(len(self.plan.schedule.tasks))]
+
+    def _rebound(self, flat: Memory, moved: set[Id]) -> list[Run]:
+        """The steps, those that touch a moved buffer bound to its new memory."""
+        steps = list(self.frames[0].steps)
+        for k, task in enumerate(self.plan.schedule.tasks):
+            if moved & {*task.reads, *task.writes}:
+                steps[k] = self._bound(k, flat)
+        return steps
+
     def _bound(self, k: int, flat: Memory) -> Run:
         """Task k, bound to memory. Bound a second time it keeps its scratch."""
         work = self.plan.schedule.tasks[k].work
-        before = self.frames[0].steps[k] if hasattr(self, "frames") else None
+        assert not isinstance(work, Contract)
+        run = self._newly_bound(work, flat, self._first.get(k))
+        self._first.setdefault(k, run)
+        return run
+
+    def _newly_bound(self, work: Loop | Node, flat: Memory, before: Run | None) -> Run:
         if isinstance(work, Loop):
             bind = getattr(before, "rebind", None) or functools.partial(self._backend.bind_loop, work)
             return bind(flat.__getitem__)
@@ -118,7 +139,7 @@ class Program:
         self._small: list[tuple[int, np.ndarray]] = []
         self._large: list[tuple[int, np.ndarray]] = []
         for k, x in enumerate(layout.graph.inputs):
-            if layout.access[x].buffer in needed:
+            if layout.access[x].buffer in needed and x in self._flat:
                 target = self._array(x, self._flat)
                 (self._large if target.nbytes >= LARGE_BYTES else self._small).append((k, target))
         self._last: dict[int, Any] = {}  # large inputs of the run before: arrays of values never change
@@ -144,7 +165,7 @@ class Program:
             spec, access = graph.specs[y], layout.access[y]
             order = memory_order(spec.shape, access.strides)
             array = self._array(y, self._flat).transpose(order)
-            is_large = graph.specs[access.buffer].nbytes == spec.nbytes > SMALL_BYTES
+            is_large = layout.nbytes(access.buffer) == spec.nbytes > SMALL_BYTES
             return _has_counts and is_large and access.buffer not in fixed and array.flags.c_contiguous
 
         return [is_own(y) for y in graph.outputs]
@@ -170,10 +191,7 @@ class Program:
                 spec = graph.specs[buffer]
                 raw[buffer] = _aligned(spec.nbytes)
                 flat[buffer] = np.frombuffer(raw[buffer], spec.dtype)
-        steps = list(self.frames[0].steps)
-        for k, task in enumerate(self.plan.schedule.tasks):
-            if raw.keys() & {*task.reads, *task.writes}:
-                steps[k] = self._bound(k, flat)
+        steps = self._rebound(flat, set(raw))
         outputs = []
         for y, own in zip(graph.outputs, self._own):
             access = layout.access[y]
@@ -212,11 +230,89 @@ class Program:
         return "\n".join([str(self.graph), "", first, *rest])
 
 
+class NativeProgram(Program):
+    """A program whose tasks run in phases, as native code; what only Python can run stands between."""
+
+    plan: PhasedPlan
+
+    def _all_bound(self) -> list[Run]:
+        self._segments = [
+            segment if isinstance(segment, Task) else self._backend.native_segment(segment, self.plan)
+            for segment in self.plan.segments
+        ]
+        self._is_silent = not any(isinstance(segment, Task) for segment in self._segments)
+        return self._native_steps(self._flat)
+
+    def _native_steps(self, flat: Memory) -> list[Run]:
+        steps = []
+        arena = self._arena.ctypes.data + self._base
+        numbers = {id(task): k for k, task in enumerate(self.plan.schedule.tasks)}
+        for segment in self._segments:
+            if isinstance(segment, Task):
+                steps.append(self._bound(numbers[id(segment)], flat))
+            else:
+                steps.append(segment.bind(flat.get, arena))
+        return steps
+
+    # inputs that are read where the caller has them
+    def _prepare_inputs(self) -> None:
+        super()._prepare_inputs()
+        layout = self.plan.schedule.layout
+        self._bound_inputs: list[tuple[int, Id, tuple[int, ...]]] = []  # argument, input, strides in bytes
+        for k, x in enumerate(layout.graph.inputs):
+            if x in self.plan.bound:
+                size = layout.graph.specs[x].dtype.itemsize
+                strides = tuple([n * size for n in layout.access[x].strides])
+                self._bound_inputs.append((k, x, strides))
+
+    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        frame = self._frame()
+        self._copy_in(arrays)
+        held = self._bind_inputs(frame, arrays)
+        for step in frame.steps:
+            step()
+        del held
+        return frame.results()
+
+    def _bind_inputs(self, frame: Frame, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Put the addresses of arguments into the tables of the segments; what lies otherwise is copied first."""
+        held, found = [], []
+        for k, x, strides in self._bound_inputs:
+            array = arrays[k]
+            if not array.flags.aligned or (array.strides != strides and not _lies_so(array, strides)):
+                array = _laid_out(array, strides)
+                held.append(array)
+            found.append((x, array.__array_interface__["data"][0]))
+        for step in frame.steps:
+            slots = getattr(step, "slots", None)
+            if slots:
+                table = step.table  # type: ignore[attr-defined]
+                for x, address in found:
+                    if x in slots:
+                        table[slots[x]] = address
+        return held
+
+    def _rebound(self, flat: Memory, moved: set[Id]) -> list[Run]:
+        return self._native_steps(flat)
+
+
 def _aligned(nbytes: int) -> memoryview:
     """Memory that is no NumPy array, on the border of a cache line."""
     raw = bytearray(nbytes + ALIGNMENT_BYTES)
     start = -np.frombuffer(raw, np.uint8).ctypes.data % ALIGNMENT_BYTES
     return memoryview(raw)[start : start + nbytes]
+
+
+def _lies_so(array: np.ndarray, strides: tuple[int, ...]) -> bool:
+    """Whether an array has these strides, but for dimensions of size 1."""
+    return all(a == b or n == 1 for a, b, n in zip(array.strides, strides, array.shape))
+
+
+def _laid_out(array: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
+    """A copy with these strides, those of an array without gaps."""
+    order = memory_order(array.shape, strides)
+    copy = np.ascontiguousarray(array.transpose(order))
+    return copy.transpose(np.argsort(order))
 
 
 def _placed(spec: Spec, access: Access, memory: Any) -> np.ndarray:
@@ -292,6 +388,12 @@ def compile_graph(
     """
     if is_exact or not hasattr(backend, "bind_loop"):
         return ExactProgram(drop_unused(graph))
+    if getattr(backend, "is_native", lambda: False)():
+        graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
+        layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
+        tasks = winograd(recomputed(schedule(layout, is_contracting=True)))
+        plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work))
+        return NativeProgram(graph, plan, backend)
     graph = simplify(expand(backend.has_kernel)(simplify(graph)))
     layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view)
     return Program(graph, plan_memory(schedule(layout)), backend)

@@ -16,6 +16,7 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
+from minidl.core.contraction import Contraction, index
 from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import LabelError, OptionError, ShapeError
 from minidl.core.labels import describe
@@ -225,6 +226,78 @@ conv_weight_grad.vjps(  # here g is shaped like conv's w
     lambda g, y, h, x, size, **geometry: conv(x, g, **geometry),
     lambda g, y, h, x, size, **geometry: _input_grad(h, g, x, geometry),
 )
+
+
+# as sums of products: every part of a result by its subscripts -------------------------------------------------------
+def _indices(rank: int) -> tuple[int, int, list[int], int, list[int], int]:
+    """Numbers of the indices of a convolution: observation, group, positions, filter, taps, channel."""
+    return 0, 1, list(range(2, 2 + rank)), 2 + rank, list(range(3 + rank, 3 + 2 * rank)), 3 + 2 * rank
+
+
+def _subscripts(w_shape, out, stride, dilation, padding):
+    """(sizes, x, w, y) of y[b, o, f] = sum of x[b, o * stride + k * dilation - before, c] * w[g, k, c, f]."""
+    groups, kernel, (channels, filters) = w_shape[0], w_shape[1:-2], w_shape[-2:]
+    b, g, positions, f, taps, c = _indices(len(kernel))
+    x = [index(o, s, (k, d), start=-lo) for o, s, k, d, (lo, _) in zip(positions, stride, taps, dilation, padding)]
+    return (
+        (groups, *out, filters, *kernel, channels),
+        (index(b), *x, index(g, channels, (c, 1))),
+        (index(g), *map(index, taps), index(c), index(f)),
+        (index(b), *map(index, positions), index(g, filters, (f, 1))),
+    )
+
+
+@conv.contraction
+def _(x, w, *, stride, dilation, padding):
+    out = out_sizes(x.shape[1:-1], w.shape[1:-2], stride, dilation, padding)
+    sizes, x_at, w_at, y_at = _subscripts(w.shape, out, stride, dilation, padding)
+    return [Contraction((x.shape[0], *sizes), y_at, x_at, w_at)]
+
+
+@conv_weight_grad.contraction
+def _(g, x, *, size, stride, dilation, padding):
+    w_shape = (*size, x.shape[-1] // size[0], g.shape[-1] // size[0])
+    sizes, x_at, w_at, y_at = _subscripts(w_shape, g.shape[1:-1], stride, dilation, padding)
+    return [Contraction((x.shape[0], *sizes), w_at, y_at, x_at)]
+
+
+@conv_input_grad.contraction
+def _(g, w, *, size, stride, dilation, padding):
+    """A part for each remainder of the input's positions by the strides: only some taps reach it, evenly spaced."""
+    groups, kernel, (channels, filters) = w.shape[0], w.shape[1:-2], w.shape[-2:]
+    b, group, positions, c, taps, f = _indices(len(kernel))
+    parts = []
+    for remainder in itertools.product(*map(range, stride)):
+        along = [_reached(*facts) for facts in zip(remainder, size, kernel, stride, dilation, padding)]
+        x_at = [index(i, s, start=r) for i, s, r in zip(positions, stride, remainder)]
+        g_at = [index(i, 1, (k, -back), start=start) for i, k, (_, _, start, back, _, _) in zip(positions, taps, along)]
+        w_at = [index(k, step, start=first) for k, (_, _, _, _, first, step) in zip(taps, along)]
+        sizes = (g.shape[0], groups, *(n for n, *_ in along), channels, *(n for _, n, *_ in along), filters)
+        if min(sizes[2 : 2 + len(kernel)]) > 0:
+            parts.append(Contraction(
+                sizes,
+                (index(b), *x_at, index(group, channels, (c, 1))),
+                (index(b), *g_at, index(group, filters, (f, 1))),
+                (index(group), *w_at, index(c), index(f)),
+            ))  # fmt: skip
+    return parts
+
+
+def _reached(
+    remainder: int, size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int]
+) -> tuple[int, int, int, int, int, int]:
+    """Input position u * stride + remainder is reached by tap first + t * step from output start + u - t * back.
+
+    (number of u, number of t, start, back, first, step)
+    """
+    step = stride // math.gcd(stride, dilation)
+    place = remainder + padding[0]
+    first = next((k for k in range(min(step, kernel)) if (place - k * dilation) % stride == 0), None)
+    count = -(-(size - remainder) // stride)
+    if first is None:
+        return count, 0, 0, 0, 0, 1
+    taps = -(-(kernel - first) // step)
+    return count, taps, (place - first * dilation) // stride, step * dilation // stride, first, step
 
 
 # dlconv -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minidl.core.contraction import Contraction, index
 from minidl.core.dlarray import DLArray, Operand, public
 from minidl.core.errors import LabelError, ShapeError
 from minidl.core.labels import describe
@@ -42,6 +43,16 @@ def _(a, b):
             f"second must be equal; they are {a.shape[-1]} and {b.shape[-2]}."
         )
     return Spec((*a.shape[:-1], b.shape[-1]), a.dtype, a.device)
+
+
+@matmul.contraction
+def _(a, b):
+    rank = a.ndim
+    pages, (i, j, k) = tuple(map(index, range(rank - 2))), (rank - 2, rank - 1, rank)
+    return [Contraction(
+        (*a.shape[:-1], b.shape[-1], a.shape[-1]),
+        (*pages, index(i), index(j)), (*pages, index(i), index(k)), (*pages, index(k), index(j)),
+    )]  # fmt: skip
 
 
 matmul.vjps(lambda g, y, a, b: matmul(g, _swapped(b)), lambda g, y, a, b: matmul(_swapped(a), g))

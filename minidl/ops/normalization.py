@@ -12,11 +12,11 @@ from minidl.core.dlarray import DLArray, Operand, public
 from minidl.core.errors import OptionError, ShapeError, number
 from minidl.core.op import KERNEL, MAP, case, op
 from minidl.core.options import options
-from minidl.core.spec import Spec
-from minidl.ops.elementwise import plus, sqrt, square
+from minidl.core.spec import DOUBLE, Spec
+from minidl.ops.elementwise import maximum, plus, sqrt, square
 from minidl.ops.formats import arranged, give, read, repeated, returned, rows, vector
 from minidl.ops.reduction import reduce_sum
-from minidl.ops.views import broadcast, view_as
+from minidl.ops.views import broadcast, cast, view_as
 
 
 def _train_samples(r):
@@ -29,12 +29,21 @@ def _train_samples(r):
 @op(KERNEL, types="f->fff", samples=_train_samples)
 def batchnorm_train(x, offset, scale, *, epsilon):
     """y = (x - mu) / sqrt(var + epsilon) * scale + offset per column, and the columns' mean and population variance."""
-    count, channels = x.shape
-    mu = reduce_sum(x, axes=(0,)) / count
-    centred = x - mu  # a second pass: one-pass variance loses its digits where mu is large
-    var = reduce_sum(square(centred), axes=(0,)) / count
-    y = centred / sqrt(var + epsilon) * scale + offset
-    return y, view_as(mu, shape=(channels,)), view_as(var, shape=(channels,))
+    mu, var = _moments(x)
+    y = (x - mu) * (scale / sqrt(var + epsilon)) + offset
+    return y, view_as(mu, shape=(x.shape[1],)), view_as(var, shape=(x.shape[1],))
+
+
+def _moments(x):
+    """Mean and population variance of each column, [1, C]."""
+    count = x.shape[0]
+    if x.dtype == DOUBLE:  # a second pass: one loses its digits where the mean is large
+        mu = reduce_sum(x, axes=(0,)) / count
+        return mu, reduce_sum(square(x - mu), axes=(0,)) / count
+    wide = cast(x, dtype="float64")  # has digits enough for one pass
+    mu = reduce_sum(wide, axes=(0,)) / count
+    var = maximum(reduce_sum(square(wide), axes=(0,)) / count - square(mu), 0)
+    return cast(mu, dtype=x.dtype.name), cast(var, dtype=x.dtype.name)
 
 
 @batchnorm_train.infer
@@ -71,10 +80,9 @@ def batchnorm_grad(g, x, mu, var, scale, *, epsilon):
     """Gradients of batchnorm_train's y by x, offset and scale; mu and var are the statistics of x."""
     count, channels = x.shape
     factor = 1 / sqrt(var + epsilon)
-    normal = (x - mu) * factor
     doffset = reduce_sum(g, axes=(0,))
-    dscale = reduce_sum(g * normal, axes=(0,))
-    dx = (g - (doffset + normal * dscale) / count) * (scale * factor)
+    dscale = reduce_sum(g * (x - mu), axes=(0,)) * factor
+    dx = (g - doffset / count - (x - mu) * (dscale * factor / count)) * (scale * factor)
     return dx, view_as(doffset, shape=(channels,)), view_as(dscale, shape=(channels,))
 
 

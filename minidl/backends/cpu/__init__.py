@@ -76,6 +76,39 @@ def bind_kernel(op: Any, outputs: list[np.ndarray], inputs: list[Any], params: d
     return functools.partial(kernel, *outputs, *inputs, **params)
 
 
+def is_native() -> bool:
+    """Whether traces are compiled as native programs here (see `native`)."""
+    from minidl.backends.cpu.native import compiler
+
+    return getattr(compiler, "unavailable", lambda: None)() is None
+
+
+def has_native_kernel(op: Any) -> bool:
+    """Whether native programs compute `op` itself, or call its reference; other ops are said by their bodies."""
+    return op.contraction_rule is not None or op.name in reference.KERNELS or op.kind_name != "kernel"
+
+
+def is_native_task(work: Any) -> bool:
+    """Whether a task can be part of a native program."""
+    from minidl.backends.cpu.native import program
+
+    return program.is_native(work)
+
+
+def packing(dims: Any, dtype: Any) -> tuple[int, int] | None:
+    """What native contractions ask of the layout: see `engine.layout.choose_layout`."""
+    from minidl.backends.cpu.native import program
+
+    return program.packing(dims, dtype)
+
+
+def native_segment(phases: Any, plan: Any) -> Any:
+    """The code of phases, compiled: its `bind(flat, arena)` gives a function without arguments."""
+    from minidl.backends.cpu.native import program
+
+    return program.segment(phases, plan)
+
+
 def bind_loop(loop: Any, flat: Callable[[Any], np.ndarray]) -> Callable[[], Any]:
     """A loop of the engine as a function without arguments; flat(buffer) is the memory of a buffer."""
     from minidl.backends.cpu import loops

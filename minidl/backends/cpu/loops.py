@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from minidl.backends.cpu.cache import cache_folder
+
 CHUNKS = 8  # a large reduction is cut into this many parts, always, so that results do not depend on threads
 CHUNKED_ITERATIONS = 1 << 16
 GRAIN_ITERATIONS = 1 << 13  # so many iterations are worth handing to another thread
@@ -426,18 +428,6 @@ def _words() -> str:
     import minidl.kernels.cpu.scalars as scalars
 
     return Path(scalars.__file__).read_text()
-
-
-def cache_folder() -> Path:
-    """Where generated code is kept between runs."""
-    chosen = os.environ.get("MINIDL_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "minidl"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "minidl"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidl"
 
 
 def _module(name: str, source: str) -> Any:

@@ -1,0 +1,471 @@
+"""Contractions: y[i] = sum over r of a[i, r] * b[i, r], all three with affine subscripts.
+
+Matrix products and convolutions in all three directions are of this kind; what they differ in is strides. Each
+dimension of the loop nest is a `Dim`: its size and how far each operand moves along it, in elements. A dimension along
+which y does not move is summed over.
+
+form        vector dimension                               per step of the sum
+broadcast   one of y where y and b have stride 1           P numbers of a, Q vectors of b: P * Q accumulators
+each        one where y, a and b all have stride 1         P vectors of a and of b
+dot         a summed one where a and b have stride 1       P vectors of a, Q vectors of b: P * Q accumulators
+
+The P rows of a register block are places where b stands still (output pixels; in a weight gradient the taps and
+channels of the input); P * Q accumulators, Q vectors of b and one number of a fill the registers, so that each step
+does as many multiply-adds as the processor can start.
+Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+ELEMENTS = {"float": 4, "double": 8}
+UNROLLED = 24  # multiply-adds in the innermost loop's body, about; in longer ones LLVM keeps too much in registers
+DOT_COST, PACK_COST = 6.0, 1.5  # cycles per sum of lanes, per element copied to another order
+
+
+class Dim(NamedTuple):
+    """A dimension of the nest: its size, and the strides of y, a and b along it. y = 0: summed over."""
+
+    size: int
+    y: int
+    a: int
+    b: int
+
+    @property
+    def swapped(self) -> Dim:
+        return Dim(self.size, self.y, self.b, self.a)
+
+
+class Form(NamedTuple):
+    """How to vectorise: the form's name, the number of the vector dimension, whether a and b change places."""
+
+    name: str
+    vector: int
+    is_swapped: bool
+
+
+def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
+    """The best form for these strides; None if b must be copied to another order first."""
+    found: list[tuple[float, Form]] = []
+    for is_swapped in (False, True):
+        seen = [d.swapped for d in dims] if is_swapped else list(dims)
+        for i, d in enumerate(seen):
+            if d.y == 1 and d.b == 1 and d.a in (0, 1):
+                waste = -(-d.size // lanes) * lanes / d.size
+                found.append((waste, Form("each" if d.a else "broadcast", i, is_swapped)))
+    if found:
+        return min(found)[1]
+    rows = math.prod([d.size for d in dims if d.y and d.a and not d.b])
+    columns = math.prod([d.size for d in dims if d.y and d.b and not d.a])
+    for i, d in enumerate(dims):
+        if d.y == 0 and d.a == 1 and d.b == 1 and d.size >= lanes:
+            length = math.prod([e.size for e in dims if e.y == 0])
+            if DOT_COST * rows * columns < PACK_COST * length * min(rows, columns) or not _is_packable(dims):
+                return Form("dot", i, False)
+    return None
+
+
+def _is_packable(dims: Sequence[Dim]) -> bool:
+    return any(d.y == 1 and (d.b == 0) != (d.a == 0) for d in dims)
+
+
+def packed_dim(dims: Sequence[Dim]) -> tuple[int, bool] | None:
+    """(the dimension that must become the fastest of an operand, whether of a instead of b); None: no way to vectorise.
+
+    It is one along which y has stride 1.
+    """
+    for i, d in enumerate(dims):
+        if d.y == 1 and (d.b == 0) != (d.a == 0):
+            return i, d.b == 0
+    return None
+
+
+def merged(dims: Sequence[Dim]) -> list[Dim]:
+    """Without dimensions of size 1, and with neighbours joined where all strides allow it."""
+    found: list[Dim] = []
+    for d in dims:
+        if d.size == 1:
+            continue
+        if found:
+            last = found[-1]
+            if (last.y, last.a, last.b) == (d.y * d.size, d.a * d.size, d.b * d.size) and (last.y == 0) == (d.y == 0):
+                found[-1] = Dim(last.size * d.size, d.y, d.a, d.b)
+                continue
+        found.append(d)
+    return found
+
+
+class Block(NamedTuple):
+    """A register block: rows along the last and the last but one row dimension, and vectors."""
+
+    inner: int
+    outer: int
+    vectors: int
+
+
+@functools.lru_cache(maxsize=4096)
+def best_block(inner: int, outer: int, vectors: int, steps: int, registers: int, each: bool, dot: bool) -> Block:
+    """The block with the fewest cycles for inner x outer rows of so many vectors, by a model of the inner loop.
+
+    Per step a block costs P * Q / 2 cycles for multiply-adds and (P + Q) / 2 for loads, whichever is more; per block
+    some more for its start and its end. Blocks left over at the ends count as what they are.
+    """
+    best, best_cost = Block(1, 1, 1), math.inf
+    for q in range(1, min(vectors, 8) + 1):
+        most = (registers - 1 - q) // q if not each else (registers - 1) // (2 * q)
+        if q == 1 and not each:
+            most = registers - 3
+        if dot:
+            most = (registers - 1 - q) // (q + 1) if q > 1 else (registers - 2) // 2
+        for p in range(1, min(inner, max(most, 1)) + 1):
+            for o in range(1, min(outer, max(most, 1) // p) + 1):
+                cost = 0.0
+                for np_, p_ in _parts(inner, p):
+                    for no_, o_ in _parts(outer, o):
+                        for nq_, q_ in _parts(vectors, q):
+                            rows = p_ * o_
+                            loads = rows + q_ if not each else 2 * rows * q_
+                            work = max(rows * q_ / 2, loads / 2, 2.0)
+                            ends = rows * q_ * (6 if dot else 1) + 12
+                            cost += np_ * no_ * nq_ * (work * steps + ends)
+                if cost < best_cost - 1e-9:
+                    best, best_cost = Block(p, o, q), cost
+    return best
+
+
+def _parts(total: int, size: int) -> list[tuple[int, int]]:
+    """[(how many, of what size)]: whole blocks, and the rest."""
+    parts = [(total // size, size)] if total // size else []
+    return parts + ([(1, total % size)] if total % size else [])
+
+
+class Operand(NamedTuple):
+    """Where an operand begins: a pointer (an SSA value) and a constant offset in elements."""
+
+    pointer: str
+    offset: int = 0
+
+
+Address = tuple[str, int]  # pointer, constant bytes
+
+
+class Place(NamedTuple):
+    """Where a finished vector belongs, for an epilogue: indices along the kept dimensions.
+
+    index[d] = (variable part, constant part) for dimension d of the nest; vector is the number of the vector along the
+    vector dimension, mask the lanes that count (None: all).
+    """
+
+    index: dict[int, tuple[Any, int]]
+    mask: str | None
+
+
+class Epilogue:
+    """What becomes of finished values instead of being stored in y. The default stores them.
+
+    begin(rows, columns) before the values of a block, take(...) for each, end() after them.
+    """
+
+    def begin(self) -> None:
+        """Before the values of one block."""
+
+    def take(self, value: str, address: str, place: Place) -> None:
+        """One vector."""
+
+    def end(self) -> None:
+        """After the values of one block."""
+
+
+def contract(
+    f: Any, element: str, dims: Sequence[Dim], y: Operand, a: Operand, b: Operand, *,
+    keeps: str | None = None, epilogue: Epilogue | None = None,
+) -> None:  # fmt: skip
+    """Write the nest.
+
+    element  : "float" or "double".
+    keeps    : an i1: where it holds, the result is added to what y holds; None: it replaces it.
+    epilogue : gets the values instead of y.
+    Raises ValueError where `form_of` finds no form.
+    """
+    size = ELEMENTS[element]
+    numbered = [(i, d) for i, d in enumerate(dims)]
+    form = form_of(dims, f.lanes(size))
+    if form is None:
+        raise ValueError(f"contract: no unit stride to vectorise along in {list(dims)}; copy an operand first.")
+    if form.is_swapped:
+        numbered, a, b = [(i, d.swapped) for i, d in numbered], b, a
+    writer = _Writer(f, element, size, numbered, form, y, a, b, keeps, epilogue)
+    writer.write()
+
+
+class _Writer:
+    def __init__(
+        self, f: Any, element: str, size: int, dims: list[tuple[int, Dim]], form: Form, y: Operand, a: Operand,
+        b: Operand, keeps: str | None, epilogue: Epilogue | None,
+    ) -> None:  # fmt: skip
+        self.f, self.element, self.size, self.form, self.keeps = f, element, size, form, keeps
+        self.epilogue = epilogue
+        self.kind = f.vector(element)
+        self.lanes = f.lanes(size)
+        v = form.vector
+        self.vector = dict(dims)[v]
+        others = [(i, d) for i, d in dims if i != v and d.size > 1]
+        self.is_dot = form.name == "dot"
+        kept = [(i, d) for i, d in others if d.y]
+        self.rows = sorted([(i, d) for i, d in kept if not d.b], key=lambda x: (-abs(x[1].a), x[0]))
+        beside = [(i, d) for i, d in kept if d.b]
+        self.columns: list[tuple[int, Dim]] = []
+        if self.is_dot:  # along b's own rows runs the second direction of the block
+            self.columns = [(i, d) for i, d in beside if not d.a]
+            beside = [(i, d) for i, d in beside if d.a]
+        self.outer = beside
+        self.sums = merged_sums([d for _, d in others if not d.y])
+        self.is_empty = any(d.size == 0 for _, d in dims)  # a sum of nothing
+        self.y, self.a, self.b = y, a, b
+
+    # the loops around the blocks ------------------------------------------------------------------------------------
+    def write(self) -> None:
+        f, pointers = self.f, (self.y, self.a, self.b)
+        with contextlib_stack(f, self.outer) as moved:
+            here = [self._moved(p, [(i, getattr(d, n)) for i, d in self.outer], moved) for p, n in zip(pointers, "yab")]
+            self._base = dict(moved)
+            self._rows_and_vectors(here)
+
+    def _moved(self, p: Operand, strides: list[tuple[int, int]], index: dict[int, Any]) -> Operand:
+        """An operand further on by index * stride for some dimensions."""
+        f, pointer, offset = self.f, p.pointer, p.offset
+        for i, stride in strides:
+            at = f.mul(index[i], stride)
+            if isinstance(at, int):
+                offset += at
+            else:
+                pointer = f.at(pointer, f.mul(at, self.size))
+        return Operand(pointer, offset)
+
+    def _rows_and_vectors(self, here: list[Operand]) -> None:
+        if self.is_dot:
+            vectors = self.columns[-1][1].size if self.columns else 1
+            turns = self.columns[:-1]
+        else:
+            vectors = -(-self.vector.size // self.lanes)
+            turns = []
+        inner = self.rows[-1][1].size if self.rows else 1
+        second = self.rows[-2][1].size if len(self.rows) > 1 else 1
+        steps = math.prod([d.size for d in self.sums])
+        if self.is_dot:
+            steps *= -(-self.vector.size // self.lanes)
+        block = best_block(
+            inner, second, vectors, steps, self.f.target.registers, self.form.name == "each", self.is_dot
+        )
+        around = [*turns, *self.rows[:-2]]
+        with contextlib_stack(self.f, around) as moved:
+            self._base.update(moved)
+            here = [self._moved(p, [(i, getattr(d, n)) for i, d in around], moved) for p, n in zip(here, "yab")]
+            for q0, q_count, q in self._blocked(vectors, block.vectors, split_last=not self.is_dot):
+                for o0, o_count, o in self._blocked(second, block.outer):
+                    for p0, p_count, p in self._blocked(inner, block.inner):
+                        self._block_loops(here, (q0, q_count, q), (o0, o_count, o), (p0, p_count, p), vectors)
+
+    def _blocked(self, total: int, size: int, *, split_last: bool = False) -> Iterator[tuple[int, int, int]]:
+        """(first, how many blocks, of what size). A block with the masked last vector stands alone if need be."""
+        whole, rest = total // size, total % size
+        is_ragged = split_last and self.vector.size % self.lanes != 0
+        if is_ragged and not rest and whole > 1:
+            yield 0, whole - 1, size
+            yield (whole - 1) * size, 1, size
+            return
+        if whole:
+            yield 0, whole, size
+        if rest:
+            yield whole * size, 1, rest
+
+    def _block_loops(self, here: list[Operand], qs: Any, os: Any, ps: Any, vectors: int) -> None:
+        f = self.f
+        (q0, q_count, q), (o0, o_count, o), (p0, p_count, p) = qs, os, ps
+        with f.loop(0, q_count) as iq, f.loop(0, o_count) as io, f.loop(0, p_count) as ip:
+            first_q = f.add(f.mul(iq, q), q0)
+            first_o, first_p = f.add(f.mul(io, o), o0), f.add(f.mul(ip, p), p0)
+            moves: list[tuple[Any, Dim]] = []
+            if self.rows:
+                moves.append((first_p, self.rows[-1][1]))
+            if len(self.rows) > 1:
+                moves.append((first_o, self.rows[-2][1]))
+            if self.is_dot:
+                if self.columns:
+                    moves.append((first_q, self.columns[-1][1]))
+            else:
+                moves.append((f.mul(first_q, self.lanes), self.vector))
+            places = []
+            for operand, name in zip(here, "yab"):
+                strides = [(k, getattr(d, name)) for k, (_, d) in enumerate(moves)]
+                places.append(self._moved(operand, strides, {k: at for k, (at, _) in enumerate(moves)}))
+            is_last = not self.is_dot and q0 + q_count * q == vectors and self.vector.size % self.lanes != 0
+            tail = self.vector.size % self.lanes if is_last else 0
+            self._block(places, p, o, q, tail, first_p, first_o, first_q)
+
+    # one block ------------------------------------------------------------------------------------------------------
+    def _block(
+        self, places: list[Operand], p: int, o: int, q: int, tail: int, first_p: Any, first_o: Any, first_q: Any
+    ) -> None:
+        f, kind, size = self.f, self.kind, self.size
+        y, a, b = places
+        inner = self.rows[-1][1] if self.rows else Dim(1, 0, 0, 0)
+        second = self.rows[-2][1] if len(self.rows) > 1 else Dim(1, 0, 0, 0)
+        column = (self.columns[-1][1] if self.columns else Dim(1, 0, 0, 0)) if self.is_dot else None
+        rows = list(itertools.product(range(o), range(p)))
+        a_at = [(i * second.a + j * inner.a) * size for i, j in rows]
+        y_at = [(i * second.y + j * inner.y) * size for i, j in rows]
+        step = self.lanes * size
+        b_at = [k * (column.b * size if column else step) for k in range(q)]
+        y_up = [k * (column.y * size if column else step) for k in range(q)]
+        masks = [f.mask(self.lanes, tail) if tail and k == q - 1 else None for k in range(q)]
+        zero = "zeroinitializer"
+        totals = [[f.var(kind, zero) for _ in range(q)] for _ in rows]
+        y_base, a_base, b_base = (f.at(x.pointer, x.offset * size) for x in (y, a, b))
+        if self.keeps is not None and not self.is_dot:
+            with f.when(self.keeps):
+                for r, at in enumerate(y_at):
+                    for k in range(q):
+                        f.put(kind, totals[r][k], self._load(f.at(y_base, at + y_up[k]), masks[k]))
+        self._sum(a_base, b_base, a_at, b_at, totals, masks)
+        if self.is_dot:
+            self._store_dots(y_base, y_at, y_up, totals)
+            return
+        if self.epilogue is not None:
+            self.epilogue.begin()
+        for r, (i, j) in enumerate(rows):
+            for k in range(q):
+                value, address = f.get(kind, totals[r][k]), f.at(y_base, y_at[r] + y_up[k])
+                if self.epilogue is not None:
+                    index = dict({n: (at, 0) for n, at in self._base.items()})
+                    if self.rows:
+                        index[self.rows[-1][0]] = (first_p, j)
+                    if len(self.rows) > 1:
+                        index[self.rows[-2][0]] = (first_o, i)
+                    index[self.form.vector] = (f.mul(first_q, self.lanes), k * self.lanes)
+                    self.epilogue.take(value, address, Place(index, masks[k]))
+                else:
+                    self._store(value, address, masks[k])
+        if self.epilogue is not None:
+            self.epilogue.end()
+
+    def _load(self, address: str, mask: str | None) -> str:
+        f = self.f
+        return f.load(self.kind, address) if mask is None else f.masked_load(self.kind, address, mask)
+
+    def _store(self, value: str, address: str, mask: str | None) -> None:
+        if mask is None:
+            self.f.store(self.kind, value, address)
+        else:
+            self.f.masked_store(self.kind, value, address, mask)
+
+    def _sum(
+        self, a: str, b: str, a_at: list[int], b_at: list[int], totals: list[list[str]], masks: list[str | None]
+    ) -> None:
+        """The loops over what is summed, around the multiply-adds."""
+        f, size = self.f, self.size
+        if self.is_empty:
+            return
+        sums = list(self.sums)
+        if self.is_dot:
+            sums.append(Dim(self.vector.size, 0, 1, 1))
+        if not sums:
+            self._step(a, b, a_at, b_at, totals, masks)
+            return
+        inner = sums[-1]
+        with contextlib_stack(f, [(k, d) for k, d in enumerate(sums[:-1])]) as moved:
+            for k, d in enumerate(sums[:-1]):
+                a = f.at(a, f.mul(moved[k], d.a * size))
+                b = f.at(b, f.mul(moved[k], d.b * size))
+            if self.is_dot:
+                whole, rest = inner.size // self.lanes, inner.size % self.lanes
+                if whole:
+                    self._unrolled(a, b, whole, self.lanes, self.lanes, a_at, b_at, totals, masks)
+                if rest:
+                    at = whole * self.lanes * size
+                    mask = f.mask(self.lanes, rest)
+                    self._step(f.at(a, at), f.at(b, at), a_at, b_at, totals, [mask] * len(b_at))
+            else:
+                self._unrolled(a, b, inner.size, inner.a, inner.b, a_at, b_at, totals, masks)
+
+    def _unrolled(
+        self, a: str, b: str, count: int, a_step: int, b_step: int, a_at: list[int], b_at: list[int],
+        totals: list[list[str]], masks: list[str | None],
+    ) -> None:  # fmt: skip
+        f, size = self.f, self.size
+        most = max(1, UNROLLED // (len(a_at) * len(b_at)))
+        turns = next(n for n in range(min(most, count), 0, -1) if count % n == 0)
+        if turns < min(most, count) / 2 and count > most:  # no good divisor: a rest of its own
+            turns = most
+        whole = count // turns
+        with f.loop(0, whole) as i:
+            here_a = f.at(a, f.mul(i, turns * a_step * size))
+            here_b = f.at(b, f.mul(i, turns * b_step * size))
+            for u in range(turns):
+                self._step(here_a, here_b, [x + u * a_step * size for x in a_at],
+                           [x + u * b_step * size for x in b_at], totals, masks)  # fmt: skip
+        for u in range(whole * turns, count):
+            self._step(a, b, [x + u * a_step * size for x in a_at], [x + u * b_step * size for x in b_at],
+                       totals, masks)  # fmt: skip
+
+    def _step(
+        self, a: str, b: str, a_at: list[int], b_at: list[int], totals: list[list[str]], masks: list[str | None]
+    ) -> None:
+        """One step of the sum for all accumulators of the block."""
+        f, kind = self.f, self.kind
+        vectors = [self._load(f.at(b, at), mask) for at, mask in zip(b_at, masks)]
+        for r, at in enumerate(a_at):
+            if self.form.name == "broadcast":
+                number = f.splat(kind, f.load(self.element, f.at(a, at)))
+                values = [number] * len(vectors)
+            elif self.is_dot:
+                values = [self._load(f.at(a, at), masks[0])] * len(vectors)
+            else:
+                step = self.lanes * self.size
+                values = [self._load(f.at(a, at + k * step), masks[k]) for k in range(len(vectors))]
+            for k, vector in enumerate(vectors):
+                total = totals[r][k]
+                f.put(kind, total, f.fma(kind, values[k], vector, f.get(kind, total)))
+
+    def _store_dots(self, y: str, y_at: list[int], y_up: list[int], totals: list[list[str]]) -> None:
+        """Sums of the lanes of each accumulator."""
+        f, element = self.f, self.element
+        for r, at in enumerate(y_at):
+            for k, up in enumerate(y_up):
+                total, address = f.total(self.kind, f.get(self.kind, totals[r][k])), f.at(y, at + up)
+                if self.keeps is not None:
+                    old = f.select(element, self.keeps, f.load(element, address), "0.0")
+                    total = f.fadd(element, total, old)
+                f.store(element, total, address)
+
+
+def merged_sums(dims: list[Dim]) -> list[Dim]:
+    """Summed dimensions, the fastest of a last, joined where both operands allow it."""
+    return merged(sorted(dims, key=lambda d: (-abs(d.b), -abs(d.a))))
+
+
+class contextlib_stack:
+    """Loops over dimensions, one inside the other: {number of the dimension: its index}."""
+
+    def __init__(self, f: Any, dims: Sequence[tuple[int, Dim]]) -> None:
+        self._f, self._dims, self._open = f, dims, []
+
+    def __enter__(self) -> dict[int, Any]:
+        index: dict[int, Any] = {}
+        for i, d in self._dims:
+            loop: Any = self._f.loop(0, d.size)
+            index[i] = loop.__enter__()
+            self._open.append(loop)
+        return index
+
+    def __exit__(self, *error: Any) -> None:
+        for loop in reversed(self._open):
+            loop.__exit__(*error)
+
+
+Write = Callable[..., None]

@@ -1,0 +1,245 @@
+"""The code of a segment: a function per task, per phase and per tail, and `run`, which threads call to take part.
+
+`run(start, stop, table)` is a job for the pool of kernels/cpu/threads.py, one index per thread that takes part. The
+table holds addresses (see the numbers below). A phase is cut into chunks; a thread claims a chunk by moving its counter
+from the number of the run before to that of this one, takes those first that are its own by number, then what is left,
+and waits until all are done. Whoever finishes the last chunk does the tail and opens the next phase. So nobody waits
+for a thread that sleeps or is interrupted between two chunks: a run is complete when its chunks are, whoever did them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minidl.backends.cpu.native.emitter import Function, Module
+from minidl.backends.cpu.native.target import Target
+from minidl.kernels.native import contract, nest
+
+# what a table holds, each an int64
+ARENA, SCRATCH, SCRATCH_BYTES, CONTROL, RUN, THREADS, YIELD = range(7)
+FIRST_SLOT = 8  # addresses of buffers outside of the arena
+LINE = 64  # bytes of a cache line: what threads write stands on one of its own
+PAUSES = 4000  # turns of a wait before the processor is offered to others
+
+ELEMENT = {"float32": "float", "float64": "double"}
+
+
+@dataclasses.dataclass
+class Places:
+    """Where buffers lie: in the arena (byte offset), in a thread's scratch (byte offset, bytes per index of the range),
+    or at an address in the table (number of the slot)."""
+
+    arena: dict[Any, int]
+    scratch: dict[Any, tuple[int, int]]
+    slots: dict[Any, int]
+    itemsize: dict[Any, int]
+    row_bytes: dict[Any, int]  # of partial results: from one chunk to the next
+
+
+class Writer:
+    """Writes a segment's module."""
+
+    def __init__(self, phases: list[Any], places: Places, target: Target) -> None:
+        self.places, self.target = places, target
+        self.module = Module(target)
+        self.phases = [phase for phase in phases if phase.groups or phase.tail]
+        self.counts = [sum(group.chunks for group in phase.groups) or 1 for phase in self.phases]
+        starts = [0]
+        for count in self.counts:
+            starts.append(starts[-1] + (count + 2) * LINE)
+        self.control = starts[:-1]  # per phase: a line per chunk, chunks done, ready
+        self.control_bytes = starts[-1]
+        for p, phase in enumerate(self.phases):
+            self._phase(p, phase)
+        self._take_part()
+
+    def text(self) -> str:
+        """The module."""
+        return self.module.text()
+
+    # tasks ----------------------------------------------------------------------------------------------------------
+    def _item(self, name: str, item: Any, group: Any) -> None:
+        """A function for the tile [lo, hi) of a chunk that begins at `first`; without a group for everything."""
+        f = self.module.function(name, ["ptr %T", "ptr %S", "i64 %lo", "i64 %hi", "i64 %chunk", "i64 %first"])
+        address = _Addresses(f, self.places, item)
+        work = item.work
+        if hasattr(work, "parts"):
+            for part in work.parts:
+                self._contract(f, item, group, part, address)
+        elif item.range is None:
+            loop = work if work.sizes else dataclasses.replace(work, sizes=(1,), steps=_one(work.steps),
+                                                               stores=_one(work.stores))  # fmt: skip
+            nest.write(f, loop, 0, loop.sizes[0], address)
+        else:
+            nest.write(f, work, "%lo", "%hi", address, "%first", item.range)
+
+    def _contract(self, f: Function, item: Any, group: Any, part: Any, address: _Addresses) -> None:
+        work, i = item.work, item.range
+        element = ELEMENT[work.dtype]
+        size = contract.ELEMENTS[element]
+        dims = [contract.Dim(*d) for d in part.dims]
+        pointers = [address(work.y, True), address(work.a, False), address(work.b, False)]
+        operands = [contract.Operand(p, offset) for p, offset in zip(pointers, part.offsets)]
+        if i is None:
+            contract.contract(f, element, dims, *operands)
+            return
+        moving = dims[i]
+        others = [d for n, d in enumerate(dims) if n != i]
+        keeps = None if moving.y else f.op("icmp ne i64 %lo, %first")
+
+        def at(index: Any) -> list[contract.Operand]:
+            return [
+                contract.Operand(f.at(x.pointer, f.mul(index, stride * size)), x.offset)
+                for x, stride in zip(operands, (moving.y, moving.a, moving.b))
+            ]
+
+        if group.tile > 1 and work.needs_rows(i):
+            rest = group.size % group.tile
+            whole = [*others[:0], moving._replace(size=group.tile), *others]
+            if not rest:
+                contract.contract(f, element, whole, *at("%lo"), keeps=keeps)
+                return
+            is_whole = f.op(f"icmp eq i64 {f.sub('%hi', '%lo')}, {group.tile}")
+            with f.choice(is_whole) as otherwise:
+                contract.contract(f, element, whole, *at("%lo"), keeps=keeps)
+                otherwise()
+                contract.contract(f, element, [moving._replace(size=rest), *others], *at("%lo"), keeps=keeps)
+            return
+        with f.loop("%lo", "%hi") as index:
+            keeps = None if moving.y else f.op(f"icmp ne i64 {index}, %first")
+            contract.contract(f, element, others, *at(index), keeps=keeps)
+
+    # phases ---------------------------------------------------------------------------------------------------------
+    def _phase(self, p: int, phase: Any) -> None:
+        names: list[list[str]] = []
+        for g, group in enumerate(phase.groups):
+            names.append([f"p{p}g{g}t{k}" for k in range(len(group.items))])
+            for name, item in zip(names[-1], group.items):
+                self._item(name, item, group)
+        for k, item in enumerate(phase.tail):
+            self._item(f"p{p}tail{k}", item, None)
+        f = self.module.function(f"p{p}", ["ptr %T", "ptr %S", "i64 %c"])
+        before = 0
+        for group, tasks in zip(phase.groups, names):
+            here = f.sub("%c", before)
+            is_here = f.op(f"icmp ult i64 {here}, {group.chunks}")
+            with f.when(is_here):
+                tiles = -(-group.size // group.tile)
+                first = f.mul(f.div(f.mul(here, tiles), group.chunks), group.tile)
+                stop = f.mul(f.div(f.mul(f.add(here, 1), tiles), group.chunks), group.tile)
+                stop = f.smaller(stop, group.size)
+                with f.loop(first, stop, group.tile) as lo:
+                    hi = f.smaller(f.add(lo, group.tile), stop)
+                    for task in tasks:
+                        _call(f, task, "ptr %T", "ptr %S", f"i64 {lo}", f"i64 {hi}", f"i64 {here}", f"i64 {first}")
+            before += group.chunks
+        f = self.module.function(f"p{p}tail", ["ptr %T", "ptr %S"])
+        for k in range(len(phase.tail)):
+            _call(f, f"p{p}tail{k}", "ptr %T", "ptr %S", "i64 0", "i64 0", "i64 0", "i64 0")
+
+    # threads --------------------------------------------------------------------------------------------------------
+    def _take_part(self) -> None:
+        f = self.module.function("take_part", ["ptr %T", "i64 %who"])
+        scratch = f.op(f"inttoptr i64 {_word(f, SCRATCH)} to ptr")
+        scratch = f.at(scratch, f.mul("%who", _word(f, SCRATCH_BYTES)))
+        run, threads = _word(f, RUN), _word(f, THREADS)
+        control = f.op(f"inttoptr i64 {_word(f, CONTROL)} to ptr")
+        before = f.sub(run, 1)
+        for p, count in enumerate(self.counts):
+            base = f.at(control, self.control[p])
+            start = f.op(f"udiv i64 {f.mul('%who', count)}, {threads}")
+            mine = f.var("i64", "0")
+            with f.loop(0, count) as k:
+                chunk = f.mod(f.add(start, k), count)
+                claim = f.at(base, f.mul(chunk, LINE))
+                is_open = f.op(f"icmp eq i64 {f.op(f'load atomic i64, ptr {claim} monotonic, align 8')}, {before}")
+                with f.when(is_open):
+                    pair = f.op(f"cmpxchg ptr {claim}, i64 {before}, i64 {run} acq_rel monotonic, align 8")
+                    with f.when(f.op(f"extractvalue {{ i64, i1 }} {pair}, 1")):
+                        _call(f, f"p{p}", "ptr %T", f"ptr {scratch}", f"i64 {chunk}")
+                        f.put("i64", mine, f.add(f.get("i64", mine), 1))
+            done, ready = f.at(base, count * LINE), f.at(base, (count + 1) * LINE)
+            made = f.get("i64", mine)
+            with f.when(f.op(f"icmp ne i64 {made}, 0")):
+                old = f.op(f"atomicrmw add ptr {done}, i64 {made} acq_rel")
+                with f.when(f.op(f"icmp eq i64 {f.add(old, made)}, {f.mul(run, count)}")):
+                    _call(f, f"p{p}tail", "ptr %T", f"ptr {scratch}")
+                    f.do(f"store atomic i64 {run}, ptr {ready} release, align 8")
+            self._wait(f, ready, run)
+        f = self.module.function("run", ["i64 %start", "i64 %stop", "ptr %T"])
+        with f.loop("%start", "%stop") as who:
+            _call(f, "take_part", "ptr %T", f"i64 {who}")
+
+    def _wait(self, f: Function, word: str, value: str) -> None:
+        """Until the word has reached the value."""
+        look, wait, rest, give, after = (f.name_of(prefix) for prefix in ("look", "wait", "rest", "give", "after"))
+        turns = f.var("i64", "0")
+        f.do(f"br label %{look}")
+        f.label(look)
+        now = f.op(f"load atomic i64, ptr {word} acquire, align 8")
+        f.do(f"br i1 {f.op(f'icmp sge i64 {now}, {value}')}, label %{after}, label %{wait}")
+        f.label(wait)
+        count = f.add(f.get("i64", turns), 1)
+        f.put("i64", turns, count)
+        f.do(f"br i1 {f.op(f'icmp slt i64 {count}, {PAUSES}')}, label %{rest}, label %{give}")
+        f.label(rest)
+        self._pause(f)
+        f.do(f"br label %{look}")
+        f.label(give)
+        function = _word(f, YIELD)
+        with f.when(f.op(f"icmp ne i64 {function}, 0")):
+            pointer = f.op(f"inttoptr i64 {function} to ptr")
+            f.op(f"call i32 {pointer}()")
+        f.do(f"br label %{look}")
+        f.label(after)
+
+    def _pause(self, f: Function) -> None:
+        """Tell the processor that this is a waiting loop."""
+        if self.target.is_x86:
+            f.call("llvm.x86.sse2.pause", "void", types="")
+        elif self.target.triple.startswith(("aarch64", "arm64")):
+            f.call("llvm.aarch64.hint", "void", "i32 1", types="i32")
+
+
+class _Addresses:
+    """Pointers to buffers, as a task's function finds them; each made once."""
+
+    def __init__(self, f: Function, places: Places, item: Any) -> None:
+        self._f, self._places, self._item = f, places, item
+        self._made: dict[Any, str] = {}
+
+    def __call__(self, buffer: Any, is_stored: bool) -> str:
+        partial = self._item.partial.get(buffer, buffer) if is_stored else buffer
+        key = partial, is_stored
+        if key not in self._made:
+            self._made[key] = self._find(partial, is_stored and partial in self._item.partial.values())
+        return self._made[key]
+
+    def _find(self, buffer: Any, is_partial: bool) -> str:
+        places, f = self._places, self._f
+        if buffer in places.scratch:
+            offset, per_index = places.scratch[buffer]
+            return f.at("%S", f.sub(offset, f.mul("%lo", per_index)))
+        if buffer in places.slots:
+            return f.op(f"inttoptr i64 {_word(f, FIRST_SLOT + places.slots[buffer])} to ptr")
+        if "arena" not in self._made:
+            self._made["arena"] = f.op(f"inttoptr i64 {_word(f, ARENA)} to ptr")
+        pointer = f.at(self._made["arena"], places.arena[buffer])
+        return f.at(pointer, f.mul("%chunk", places.row_bytes[buffer])) if is_partial else pointer
+
+
+def _word(f: Function, number: int) -> str:
+    return f.load("i64", f.at("%T", number * 8))
+
+
+def _call(f: Function, name: str, *args: str) -> None:
+    f.do(f"call void @{name}({', '.join(args)})")
+
+
+def _one(steps: Any) -> list[Any]:
+    """Steps or stores of a loop without dimensions as those of a loop with one turn."""
+    return [
+        s if s.access is None else dataclasses.replace(s, access=dataclasses.replace(s.access, strides=(0,)))
+        for s in steps
+    ]  # fmt: skip

@@ -1,0 +1,297 @@
+"""phases: what can run side by side, and where everybody must wait.
+
+A task runs over a *range*: one dimension of its iteration space, cut into chunks that threads take. Tasks over ranges
+of one size, of which each reads of the other's results only what the same index of the range has made, are one *group*:
+they run in lockstep, tile by tile, without waiting. What needs a whole result, because it is a sum over the range
+or lies across it, belongs to the next *phase*. Small tasks run alone in the *tail* of a phase, when its last chunk is
+done.
+
+What is summed over the range is added up per chunk, in partial results, and these are combined afterwards, in order:
+chunks depend on sizes alone, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.core.spec import DOUBLE, Spec
+from minidl.engine.contract import Contract, contained
+from minidl.engine.fuse import Schedule, Task
+from minidl.engine.graph import Id
+from minidl.engine.layout import Layout, dense
+from minidl.engine.loops import refined, split
+
+Work = Loop | Contract
+
+CHUNKS = 8  # of a group, at most
+SMALL_WORK = 4096  # elements; less is not worth a hand-over to other threads
+TILE_WORK = 4096  # elements that a tile should have
+ROWS = 16  # observations that a matrix product takes at once
+SERIAL_CELLS = 512  # partial results with more cells than this are combined by all threads
+
+
+@dataclasses.dataclass
+class Item:
+    """A task of a phase: what is done, and the number of the dimension that is the range (None: all at once)."""
+
+    work: Work
+    range: int | None
+    partial: dict[Id, Id] = dataclasses.field(default_factory=dict)  # buffer that is summed over the range -> partial
+
+    @property
+    def reads(self) -> set[Id]:
+        return self.work.reads
+
+    @property
+    def writes(self) -> list[Id]:
+        return self.work.writes
+
+    @property
+    def writes_whole(self) -> list[Id]:
+        """What it makes without partial results."""
+        return [y for y in self.writes if y not in self.partial and y not in self.partial.values()]
+
+
+@dataclasses.dataclass
+class Group:
+    """Items over ranges of one size, in lockstep: `tile` indices at a time, in so many chunks of whole tiles."""
+
+    size: int
+    items: list[Item]
+    tile: int = 1
+    chunks: int = 1
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """(first, one past the last) index of each chunk."""
+        tiles = -(-self.size // self.tile)
+        cuts = [c * tiles // self.chunks * self.tile for c in range(self.chunks)] + [self.size]
+        return list(zip(cuts, cuts[1:]))
+
+
+@dataclasses.dataclass
+class Phase:
+    """Groups whose chunks run in any order, and what one thread does when all are done."""
+
+    groups: list[Group]
+    tail: list[Item]
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """Where a buffer is made: the level (2p: groups of phase p, 2p + 1: its tail), the size of the group's range, and
+    how far its elements of one index reach (0: it is not cut by the range)."""
+
+    level: int
+    size: int = 0
+    reach: int = 0
+
+
+def phased(schedule: Schedule, tasks: list[Task]) -> list[Phase]:
+    """Phases for tasks that can all run natively."""
+    return _Planner(schedule.layout, tasks).phases()
+
+
+class _Planner:
+    def __init__(self, layout: Layout, tasks: list[Task]) -> None:
+        self.layout, self.tasks = layout, tasks
+        self.homes: dict[Id, Home] = {}
+        self.groups: dict[int, dict[int, Group]] = {}
+        self.tails: dict[int, list[Item]] = {}
+        self.main = self._main_size()
+
+    def phases(self) -> list[Phase]:
+        for task in self.tasks:
+            self._add(task.work)  # type: ignore[arg-type]
+        last = max([*self.groups, *self.tails], default=-1)
+        found = [Phase(list(self.groups.get(p, {}).values()), self.tails.get(p, [])) for p in range(-1, last + 1)]
+        for phase in found:
+            for group in phase.groups:
+                self._cut(group)
+        for phase in found:
+            for group in phase.groups:
+                for item in group.items:
+                    self._size_partials(item, group)
+        return found
+
+    # where a task goes ----------------------------------------------------------------------------------------------
+    def _main_size(self) -> int:
+        """The range that most arithmetic has: the observations."""
+        votes: dict[int, float] = {}
+        for task in self.tasks:
+            if isinstance(task.work, Contract):
+                for i, size in enumerate(task.work.sizes):
+                    if size > 1 and task.work.reach_of(task.work.y, i) and not all(
+                        task.work.moves(x, i) for x in (task.work.a, task.work.b)
+                    ):
+                        votes[size] = votes.get(size, 0) + task.work.flop
+                        break
+        return max(votes, key=votes.__getitem__, default=0)
+
+    def _add(self, work: Work) -> None:
+        options = list(self._options(work))
+        tail = max([self.homes[r].level | 1 for r in work.reads if r in self.homes], default=-1)
+        levels = [(self._level(item, size), k) for k, (item, size) in enumerate(options)]
+        level, k = min(levels, default=(-1, -1))
+        is_beside = bool(levels) and level <= tail  # in lockstep with what it reads
+        if not options or (_amount(work) < SMALL_WORK and not is_beside):
+            self._put_in_tail(Item(work, None), tail)
+            return
+        item, size = options[k]
+        group = self.groups.setdefault(level // 2, {}).setdefault(size, Group(size, []))
+        group.items.append(item)
+        for y in item.writes:
+            if _is_summed(item, y):
+                self._combine(item, y, level)
+            else:
+                self.homes[y] = Home(level, size, reach_of(item, y))
+
+    def _put_in_tail(self, item: Item, level: int) -> None:
+        self.tails.setdefault(level // 2, []).append(item)
+        for y in item.writes:
+            self.homes[y] = Home(level)
+
+    def _level(self, item: Item, size: int) -> int:
+        """The first level at which the item can run in a group of its range."""
+        level = 0
+        for r in item.reads:
+            home = self.homes.get(r)
+            if home is None:
+                continue
+            is_beside = home.size == size and home.reach and home.reach == reach_of(item, r)
+            level = max(level, home.level if is_beside else (home.level | 1) + 1)
+        return level
+
+    def _options(self, work: Work) -> Iterator[tuple[Item, int]]:
+        """Ways of cutting a task: (item, size of its range), the better ones first."""
+        if isinstance(work, Contract):
+            yield from self._contract_options(work)
+            return
+        sizes = [self.homes[r].size for r in work.reads if r in self.homes] + [self.main, *work.sizes[:1]]
+        total = math.prod(work.sizes)
+        for size in dict.fromkeys(n for n in sizes if n > 1):
+            if total % size == 0:
+                cut = refined(work.sizes, (size, total // size) if total > size else (size,))
+                if cut is not None and cut[:1] == (size,):
+                    yield Item(split(work, cut), 0), size
+
+    def _contract_options(self, work: Contract) -> Iterator[tuple[Item, int]]:
+        summed = []
+        for i, size in enumerate(work.sizes):
+            if size <= 1 or not work.has_index(i):
+                continue
+            if work.reach_of(work.y, i):
+                yield Item(work, i), size
+            elif not work.moves(work.y, i) and self._is_beside(work, i, size):
+                operands = sum(self.layout.nbytes(x) for x in (work.a, work.b))
+                if self.layout.nbytes(work.y) * min(size, CHUNKS) <= operands:
+                    summed.append((Item(work, i), size))
+        yield from summed
+
+    def _is_beside(self, work: Contract, i: int, size: int) -> bool:
+        """Whether both operands are cut by the index i."""
+        return all(work.reach_of(x, i) for x in (work.a, work.b))
+
+    # sums over the range --------------------------------------------------------------------------------------------
+    def _combine(self, item: Item, y: Id, level: int) -> None:
+        """The partial results of an item's chunks, and what combines them."""
+        graph = self.layout.graph
+        spec, store = graph.specs[y], None
+        if isinstance(item.work, Loop):
+            store = next(s for s in item.work.stores if s.access.buffer == y)
+            kept = [(n, s) for n, s in zip(item.work.sizes, store.access.strides) if s]
+            dtype = DOUBLE if store.combine in ("({0} + {1})", "({0} * {1})") and spec.dtype.kind == "f" else spec.dtype
+            combine, identity, offset = store.combine, store.identity, store.access.offset
+        else:
+            kept, dtype, combine, identity, offset = [(spec.size, 1)], spec.dtype, "({0} + {1})", 0.0, 0
+        sizes = tuple(n for n, _ in kept)
+        cells = math.prod(sizes)
+        partial = graph.new(Spec((CHUNKS, cells), dtype, spec.device))
+        item.partial[y] = partial
+        if store is not None:
+            assert isinstance(item.work, Loop)
+            steps = iter(dense(sizes, range(len(sizes))))
+            strides = tuple([next(steps) if s else 0 for s in store.access.strides])
+            changed = dataclasses.replace(store, access=Access(partial, 0, strides), dtype=dtype.name)
+            item.work.stores[item.work.stores.index(store)] = changed
+        load = Access(partial, 0, (cells, *dense(sizes, range(len(sizes)))))
+        target = Access(y, offset, (0, *(s for _, s in kept)))
+        steps_ = [Step("", (), dtype.name, access=load)]
+        loop = Loop((CHUNKS, *sizes), steps_, [Store(Temp(0), target, spec.dtype.name, combine, identity)],
+                    item.work.where)
+        if cells <= SERIAL_CELLS:
+            self._put_in_tail(Item(loop, None), level + 1)
+            return
+        place = max(range(1, len(loop.sizes)), key=lambda d: loop.sizes[d])
+        size = loop.sizes[place]
+        group = self.groups.setdefault(level // 2 + 1, {}).setdefault(size, Group(size, []))
+        group.items.append(Item(loop, place))
+        self.homes[y] = Home(level + 2, size, reach_of(group.items[-1], y))
+
+    def _size_partials(self, item: Item, group: Group) -> None:
+        """Partial results have as many rows as there are chunks; what combines them runs over those."""
+        for y, partial in item.partial.items():
+            spec = self.layout.graph.specs[partial]
+            self.layout.graph.specs[partial] = spec._replace(shape=(group.chunks, spec.shape[1]))
+            for other in self._all_items():
+                if isinstance(other.work, Loop) and partial in other.work.reads and y in other.work.writes:
+                    other.work.sizes = (group.chunks, *other.work.sizes[1:])
+
+    def _all_items(self) -> Iterator[Item]:
+        for groups in self.groups.values():
+            for group in groups.values():
+                yield from group.items
+        for tail in self.tails.values():
+            yield from tail
+
+    # tiles and chunks -----------------------------------------------------------------------------------------------
+    def _cut(self, group: Group) -> None:
+        """Tiles large enough to be worth a call, chunks large enough to be worth a hand-over."""
+        amounts = [_amount(item.work) for item in group.items]
+        tile = max(1, min(group.size, math.ceil(TILE_WORK * group.size / max(*amounts, 1))))
+        contracts = [item for item in group.items if isinstance(item.work, Contract)]
+        if any(item.work.needs_rows(item.range) for item in contracts):  # type: ignore[union-attr, arg-type]
+            tile = max(tile, min(ROWS, group.size))
+            if any(not item.work.needs_rows(item.range) for item in contracts):  # type: ignore[union-attr, arg-type]
+                tile = min(tile, 4)
+        elif contracts:
+            tile = max(1, min(tile, group.size // CHUNKS))
+        if all(isinstance(item.work, Loop) and item.range == len(item.work.sizes) - 1 for item in group.items):
+            tile = -(-tile // 64) * 64  # whole vectors
+        group.tile = tile
+        tiles = -(-group.size // tile)
+        group.chunks = max(1, min(tiles, CHUNKS, round(sum(amounts) / SMALL_WORK)))
+
+
+def _amount(work: Work) -> float:
+    """Elements that are computed; eight multiply-adds of a contraction count as one."""
+    if isinstance(work, Contract):
+        return work.flop / 16
+    return math.prod(work.sizes) * max(1, len(work.steps) / 4)
+
+
+def _is_summed(item: Item, y: Id) -> bool:
+    """Whether a result is combined along the item's range."""
+    assert item.range is not None
+    if isinstance(item.work, Contract):
+        return not item.work.moves(y, item.range)
+    return any(s.combine and not s.access.strides[item.range] for s in item.work.stores if s.access.buffer == y)
+
+
+def reach_of(item: Item, buffer: Id) -> int:
+    """How far apart the elements of neighbouring indices of the range lie in a buffer, if those of one index keep
+    within that distance; otherwise 0."""
+    work, d = item.work, item.range
+    assert d is not None
+    if isinstance(work, Contract):
+        return work.reach_of(buffer, d)
+    reaches = set()
+    accesses = [s.access for s in work.steps if s.access is not None] + [s.access for s in work.stores]
+    for a in accesses:
+        if a.buffer == buffer:
+            sides = [(n, s) for k, (n, s) in enumerate(zip(work.sizes, a.strides)) if k != d]
+            reaches.add(contained(a.offset, a.strides[d], sides))
+    return reaches.pop() if len(reaches) == 1 else 0
+
