@@ -90,26 +90,71 @@ class Home:
 
 
 def phased(schedule: Schedule, tasks: list[Task]) -> list[Phase]:
-    """Phases for tasks that can all run natively."""
-    return _Planner(schedule.layout, tasks).phases()
+    """Phases for tasks that can all run natively.
+
+    Planned twice: loops whose results are all read in one later group run there, right before their first reader, so
+    that these results need not be kept in between.
+    """
+    first = _Planner(schedule.layout, tasks, {})
+    first.plan()
+    order, least = _later(first)
+    planner = _Planner(schedule.layout, [tasks[k] for k in order], {n: least[k] for n, k in enumerate(order)})
+    planner.plan()
+    return planner.phases()
+
+
+def _later(planner: _Planner) -> tuple[list[int], dict[int, int]]:
+    """(a new order of the tasks, the level from which on each may run)."""
+    tasks, levels, items = planner.tasks, planner.levels, planner.items
+    readers: dict[Id, list[int]] = {}
+    for k, task in enumerate(tasks):
+        for x in task.reads:
+            readers.setdefault(x, []).append(k)
+    outputs = {planner.layout.access[y].buffer for y in planner.layout.graph.outputs}
+    order, least = list(range(len(tasks))), {}
+    for k in reversed(range(len(tasks))):
+        work, writes, (level, size) = tasks[k].work, tasks[k].writes, levels[k]
+        found = [(y, r) for y in writes for r in readers.get(y, [])]
+        if not isinstance(work, Loop) or not found or outputs & set(writes) or items[k].range is None:
+            continue
+        reaches = {y: reach_of(items[k], y) for y in writes}
+        if not all(reaches[y] and levels[r][1] == size and reach_of(items[r], y) == reaches[y] for y, r in found):
+            continue
+        there = {least.get(r, levels[r][0]) for _, r in found}
+        if len(there) == 1 and (goal := there.pop()) > level:
+            least[k] = goal
+            order.remove(k)
+            order.insert(min(order.index(r) for _, r in found), k)
+    return order, {k: least.get(k, 0) for k in range(len(tasks))}
 
 
 class _Planner:
-    def __init__(self, layout: Layout, tasks: list[Task]) -> None:
-        self.layout, self.tasks = layout, tasks
+    def __init__(self, layout: Layout, tasks: list[Task], least: dict[int, int]) -> None:
+        self.layout, self.tasks, self.least = layout, tasks, least
+        self.levels: list[tuple[int, int]] = []  # of each task: its level, and the size of its range (0: none)
+        self.items: list[Item] = []
         self.homes: dict[Id, Home] = {}
         self.groups: dict[int, dict[int, Group]] = {}
         self.tails: dict[int, list[Item]] = {}
         self.main = self._main_size()
 
+    def plan(self) -> None:
+        """Find a place for every task."""
+        for k, task in enumerate(self.tasks):
+            work = task.work
+            assert isinstance(work, (Loop, Contract))
+            if isinstance(work, Loop):
+                work = dataclasses.replace(work, stores=list(work.stores))  # combining stores are changed
+            self.levels.append(self._add(work, self.least.get(k, 0)))
+
     def phases(self) -> list[Phase]:
-        for task in self.tasks:
-            self._add(task.work)  # type: ignore[arg-type]
+        """The phases, cut into tiles and chunks."""
         last = max([*self.groups, *self.tails], default=-1)
         found = [Phase(list(self.groups.get(p, {}).values()), self.tails.get(p, [])) for p in range(-1, last + 1)]
         for phase in found:
             for group in phase.groups:
                 self._cut(group)
+            phase.groups.sort(key=lambda g: -sum(_amount(x.work) for x in g.items) / g.chunks)  # small chunks fill up
         for phase in found:
             for group in phase.groups:
                 for item in group.items:
@@ -130,16 +175,19 @@ class _Planner:
                         break
         return max(votes, key=votes.__getitem__, default=0)
 
-    def _add(self, work: Work) -> None:
+    def _add(self, work: Work, least: int) -> tuple[int, int]:
+        """Find a place for a task, not before level `least`; (its level, the size of its range)."""
         options = list(self._options(work))
         tail = max([self.homes[r].level | 1 for r in work.reads if r in self.homes], default=-1)
-        levels = [(self._level(item, size), k) for k, (item, size) in enumerate(options)]
+        levels = [(max(self._level(item, size), least), k) for k, (item, size) in enumerate(options)]
         level, k = min(levels, default=(-1, -1))
-        is_beside = bool(levels) and level <= tail  # in lockstep with what it reads
+        is_beside = bool(levels) and (level <= tail or least > 0)  # in lockstep with what it reads, or is read by
         if not options or (_amount(work) < SMALL_WORK and not is_beside):
-            self._put_in_tail(Item(work, None), tail)
-            return
+            self.items.append(Item(work, None))
+            self._put_in_tail(self.items[-1], tail)
+            return tail, 0
         item, size = options[k]
+        self.items.append(item)
         group = self.groups.setdefault(level // 2, {}).setdefault(size, Group(size, []))
         group.items.append(item)
         for y in item.writes:
@@ -147,6 +195,7 @@ class _Planner:
                 self._combine(item, y, level)
             else:
                 self.homes[y] = Home(level, size, reach_of(item, y))
+        return level, size
 
     def _put_in_tail(self, item: Item, level: int) -> None:
         self.tails.setdefault(level // 2, []).append(item)

@@ -148,17 +148,20 @@ class Writer:
         before = f.sub(run, 1)
         for p, count in enumerate(self.counts):
             base = f.at(control, self.control[p])
-            start = f.op(f"udiv i64 {f.mul('%who', count)}, {threads}")
             mine = f.var("i64", "0")
-            with f.loop(0, count) as k:
-                chunk = f.mod(f.add(start, k), count)
-                claim = f.at(base, f.mul(chunk, LINE))
-                is_open = f.op(f"icmp eq i64 {f.op(f'load atomic i64, ptr {claim} monotonic, align 8')}, {before}")
-                with f.when(is_open):
-                    pair = f.op(f"cmpxchg ptr {claim}, i64 {before}, i64 {run} acq_rel monotonic, align 8")
-                    with f.when(f.op(f"extractvalue {{ i64, i1 }} {pair}, 1")):
-                        _call(f, f"p{p}", "ptr %T", f"ptr {scratch}", f"i64 {chunk}")
-                        f.put("i64", mine, f.add(f.get("i64", mine), 1))
+            first = 0
+            for chunks in [group.chunks for group in self.phases[p].groups] or [1]:
+                start = f.op(f"udiv i64 {f.mul('%who', chunks)}, {threads}")
+                with f.loop(0, chunks) as k:
+                    chunk = f.add(f.mod(f.add(start, k), chunks), first)
+                    claim = f.at(base, f.mul(chunk, LINE))
+                    now = f.op(f"load atomic i64, ptr {claim} monotonic, align 8")
+                    with f.when(f.op(f"icmp eq i64 {now}, {before}")):
+                        pair = f.op(f"cmpxchg ptr {claim}, i64 {before}, i64 {run} acq_rel monotonic, align 8")
+                        with f.when(f.op(f"extractvalue {{ i64, i1 }} {pair}, 1")):
+                            _call(f, f"p{p}", "ptr %T", f"ptr {scratch}", f"i64 {chunk}")
+                            f.put("i64", mine, f.add(f.get("i64", mine), 1))
+                first += chunks
             done, ready = f.at(base, count * LINE), f.at(base, (count + 1) * LINE)
             made = f.get("i64", mine)
             with f.when(f.op(f"icmp ne i64 {made}, 0")):
