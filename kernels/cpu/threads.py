@@ -43,7 +43,9 @@ STOP = 24  # 1: workers return for good
 FUNCTION, ARGUMENTS = 32, 33  # the job: addresses of its code and of its arguments,
 COUNT, STEP = 34, 35  # length of its range and of a block,
 JOBS = 36  # its number
-POOL_SIZE = 40
+WANTED = 40  # 1: a caller is about to open a job, nobody may go to sleep
+ASLEEP = 48  # and every 8 values on, for each worker: 1 if it sleeps or is about to, until somebody takes the 1 away
+POOL_SIZE = 48
 
 SPINS = 40_000  # idle turns of a worker before it sleeps: 2 to 3 ms
 BLOCKS_PER_THREAD = 4  # smaller blocks even out threads that start late or are interrupted
@@ -68,6 +70,17 @@ def _atomic_add(typing, array, index, value):
     def generate(context, builder, signature, arguments):
         array_value, index, value = arguments
         return builder.atomic_rmw("add", _element(context, builder, array, array_value, index), value, "seq_cst")
+
+    return types.int64(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def _atomic_exchange(typing, array, index, value):
+    """array[index] = value in one step; returns what stood there before."""
+
+    def generate(context, builder, signature, arguments):
+        array_value, index, value = arguments
+        return builder.atomic_rmw("xchg", _element(context, builder, array, array_value, index), value, "seq_cst")
 
     return types.int64(array, types.int64, types.int64), generate
 
@@ -141,10 +154,21 @@ def _run_blocks(pool):
 
 
 @njit(nogil=True, cache=True)
-def _serve(pool, spins):
-    """A worker's loop: join every job that opens; return after `spins` idle turns or when told to stop."""
-    idle, done = 0, 0
-    while idle < spins and _atomic_load(pool, STOP) == 0:
+def _serve(pool, spins, number):
+    """A worker's loop: join every job that opens; return after `spins` idle turns or when told to stop.
+
+    Whoever goes says so first and then looks whether it is wanted; a caller first wants and then looks who sleeps: so
+    no caller counts on a worker that is just going.
+    """
+    idle, done, place = 0, 0, ASLEEP + 8 * number
+    while True:
+        if idle >= spins or _atomic_load(pool, STOP) != 0:
+            _atomic_store(pool, place, 1)
+            if _atomic_load(pool, WANTED) == 0 or _atomic_load(pool, STOP) != 0 or spins == 0:
+                return
+            if _atomic_exchange(pool, place, 0) == 0:
+                return  # the caller wakes it already
+            idle = 0
         job = _atomic_load(pool, OPEN)
         if job != 0 and job != done:
             # Enter first, then look again: the caller closes the job and then waits until nobody is inside,
@@ -160,6 +184,12 @@ def _serve(pool, spins):
 
 
 @njit(nogil=True, cache=True)
+def _takes(pool, number):
+    """Whether a worker sleeps; who gets this answer has to wake it."""
+    return _atomic_exchange(pool, ASLEEP + 8 * number, 0) == 1
+
+
+@njit(nogil=True, cache=True)
 def _run_job(pool, count, step, function, arguments):
     """The caller's part: open a job, work on it, close it, wait for the workers inside."""
     pool[FUNCTION], pool[ARGUMENTS], pool[COUNT], pool[STEP] = function, arguments, count, step
@@ -170,6 +200,7 @@ def _run_job(pool, count, step, function, arguments):
     _atomic_store(pool, OPEN, 0)
     while _atomic_load(pool, ACTIVE) != 0:
         _pause()
+    _atomic_store(pool, WANTED, 0)
 
 
 def _flags():
@@ -260,7 +291,7 @@ class _Worker:
     """A thread that serves a pool: awake (spinning in compiled code) or asleep (waiting for `wake`)."""
 
     def __init__(self, pool, number):
-        self.pool, self.asleep, self.stopping = pool, False, False
+        self.pool, self.number, self.stopping = pool, number, False
         self.wake = threading.Lock()
         self.wake.acquire()
         self.thread = threading.Thread(target=self._run, name=f"minidl-{number}", daemon=True)
@@ -268,18 +299,23 @@ class _Worker:
 
     def _run(self):
         while True:
-            _serve(self.pool, SPINS)
+            _serve(self.pool, SPINS, self.number)
             if self.stopping:
                 return
-            self.asleep = True
             self.wake.acquire()
 
+    @property
+    def asleep(self):
+        """Whether the worker sleeps, or is about to."""
+        return bool(self.pool[ASLEEP + 8 * self.number])
+
     def rouse(self):
-        """Let a sleeping worker go on, on another CPU than the caller's.
+        """Let the worker go on if it sleeps, on another CPU than the caller's.
 
         Linux likes to wake a thread where its waker runs; the two would take turns on one CPU and gain nothing.
         """
-        self.asleep = False
+        if not _takes(self.pool, self.number):
+            return
         everywhere = _cpus()
         is_steered = _current_cpu is not None and everywhere is not None and len(everywhere) > 1
         if is_steered:
@@ -298,38 +334,36 @@ class _Worker:
 class _Pool:
     """The workers of this process, started at the first region that has work for them."""
 
-    def __init__(self):
+    def __init__(self, threads):
         self.busy = threading.Lock()
-        self.array = np.zeros(POOL_SIZE, np.int64)
-        self.threads = thread_count()
+        self.threads = threads
+        self.array = np.zeros(POOL_SIZE + 8 * self.threads, np.int64)
         self.workers: list[_Worker] = []
 
     def start(self):
-        _serve(self.array, 0)  # compiled here once, not by every worker
+        _serve(self.array, 0, 0)  # compiled here once, not by every worker
         self.workers = [_Worker(self.array, number) for number in range(1, self.threads)]
 
     def rouse(self, wanted):
         """Have up to `wanted` workers awake."""
-        self.array[STOP] = 0
+        self.array[STOP], self.array[WANTED] = 0, 1
         if not self.workers:
             self.start()
         for worker in self.workers[:wanted]:
-            if worker.asleep:
-                worker.rouse()
+            worker.rouse()
 
     def stop(self):
         self.array[STOP] = 1
         for worker in self.workers:
             worker.stopping = True
-            if worker.asleep:
-                worker.asleep = False
+            if _takes(self.array, worker.number):
                 worker.wake.release()
         for worker in self.workers:
             worker.thread.join(1)
         self.workers = []
 
 
-_pool = _Pool()
+_pool = _Pool(thread_count())
 
 
 def set_thread_count(threads: int | None = None) -> None:
@@ -337,16 +371,14 @@ def set_thread_count(threads: int | None = None) -> None:
     global _pool
     with _pool.busy:
         _pool.stop()
-        fresh = _Pool()
-        fresh.threads = thread_count() if threads is None else threads
+        fresh = _Pool(thread_count() if threads is None else threads)
         _pool = fresh
 
 
 def _forget_workers():
     """A forked child has none of its parent's threads."""
     global _pool
-    threads, _pool = _pool.threads, _Pool()
-    _pool.threads = threads
+    _pool = _Pool(_pool.threads)
 
 
 atexit.register(lambda: _pool.stop())

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 ELEMENTS = {"float": 4, "double": 8}
 UNROLLED = 24  # multiply-adds in the innermost loop's body, about; in longer ones LLVM keeps too much in registers
-DOT_COST, PACK_COST = 6.0, 1.5  # cycles per sum of lanes, per element copied to another order
+DOT_COST, PACK_COST = 6.0, 1.75  # cycles per sum of lanes, per element copied to another order
 
 
 class Dim(NamedTuple):
@@ -55,23 +55,19 @@ def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
     for is_swapped in (False, True):
         seen = [d.swapped for d in dims] if is_swapped else list(dims)
         for i, d in enumerate(seen):
-            if d.y == 1 and d.b == 1 and d.a in (0, 1):
+            if d.y == 1 and d.b == 1 and d.a in (0, 1) and (d.size > 1 or all(e.size == 1 or not e.y for e in dims)):
                 waste = -(-d.size // lanes) * lanes / d.size
                 found.append((waste, Form("each" if d.a else "broadcast", i, is_swapped)))
     if found:
         return min(found)[1]
-    rows = math.prod([d.size for d in dims if d.y and d.a and not d.b])
-    columns = math.prod([d.size for d in dims if d.y and d.b and not d.a])
+    packed = packed_dim(dims)
+    sums = math.prod([d.size for d in dims if d.y])
     for i, d in enumerate(dims):
         if d.y == 0 and d.a == 1 and d.b == 1 and d.size >= lanes:
-            length = math.prod([e.size for e in dims if e.y == 0])
-            if DOT_COST * rows * columns < PACK_COST * length * min(rows, columns) or not _is_packable(dims):
+            cells = math.prod([e.size for e in dims if packed and (e.a if packed[1] else e.b)])
+            if packed is None or DOT_COST * sums < PACK_COST * cells:
                 return Form("dot", i, False)
     return None
-
-
-def _is_packable(dims: Sequence[Dim]) -> bool:
-    return any(d.y == 1 and (d.b == 0) != (d.a == 0) for d in dims)
 
 
 def packed_dim(dims: Sequence[Dim]) -> tuple[int, bool] | None:
@@ -80,7 +76,7 @@ def packed_dim(dims: Sequence[Dim]) -> tuple[int, bool] | None:
     It is one along which y has stride 1.
     """
     for i, d in enumerate(dims):
-        if d.y == 1 and (d.b == 0) != (d.a == 0):
+        if d.size > 1 and d.y == 1 and (d.b == 0) != (d.a == 0):
             return i, d.b == 0
     return None
 
@@ -262,14 +258,26 @@ class _Writer:
         block = best_block(
             inner, second, vectors, steps, self.f.target.registers, self.form.name == "each", self.is_dot
         )
-        around = [*turns, *self.rows[:-2]]
-        with contextlib_stack(self.f, around) as moved:
+        with contextlib_stack(self.f, turns) as moved:
+            self._base.update(moved)
+            here = [self._moved(p, [(i, getattr(d, n)) for i, d in turns], moved) for p, n in zip(here, "yab")]
+            for qs in self._blocked(vectors, block.vectors, split_last=not self.is_dot):
+                self._rows_of(here, qs, block, vectors)
+
+    def _rows_of(self, here: list[Operand], qs: tuple[int, int, int], block: Block, vectors: int) -> None:
+        """All rows for some vectors: what is read of b stays in the cache."""
+        f, (q0, q_count, q) = self.f, qs
+        around = self.rows[:-2]
+        inner = self.rows[-1][1].size if self.rows else 1
+        second = self.rows[-2][1].size if len(self.rows) > 1 else 1
+        with f.loop(0, q_count) as iq, contextlib_stack(f, around) as moved:
             self._base.update(moved)
             here = [self._moved(p, [(i, getattr(d, n)) for i, d in around], moved) for p, n in zip(here, "yab")]
-            for q0, q_count, q in self._blocked(vectors, block.vectors, split_last=not self.is_dot):
-                for o0, o_count, o in self._blocked(second, block.outer):
-                    for p0, p_count, p in self._blocked(inner, block.inner):
-                        self._block_loops(here, (q0, q_count, q), (o0, o_count, o), (p0, p_count, p), vectors)
+            first_q = f.add(f.mul(iq, q), q0)
+            is_last = q0 + q_count * q == vectors
+            for os in self._blocked(second, block.outer):
+                for ps in self._blocked(inner, block.inner):
+                    self._block_loops(here, (first_q, q, is_last), os, ps)
 
     def _blocked(self, total: int, size: int, *, split_last: bool = False) -> Iterator[tuple[int, int, int]]:
         """(first, how many blocks, of what size). A block with the masked last vector stands alone if need be."""
@@ -284,11 +292,10 @@ class _Writer:
         if rest:
             yield whole * size, 1, rest
 
-    def _block_loops(self, here: list[Operand], qs: Any, os: Any, ps: Any, vectors: int) -> None:
+    def _block_loops(self, here: list[Operand], qs: tuple[Any, int, bool], os: Any, ps: Any) -> None:
         f = self.f
-        (q0, q_count, q), (o0, o_count, o), (p0, p_count, p) = qs, os, ps
-        with f.loop(0, q_count) as iq, f.loop(0, o_count) as io, f.loop(0, p_count) as ip:
-            first_q = f.add(f.mul(iq, q), q0)
+        (first_q, q, is_last), (o0, o_count, o), (p0, p_count, p) = qs, os, ps
+        with f.loop(0, o_count) as io, f.loop(0, p_count) as ip:
             first_o, first_p = f.add(f.mul(io, o), o0), f.add(f.mul(ip, p), p0)
             moves: list[tuple[Any, Dim]] = []
             if self.rows:
@@ -304,8 +311,7 @@ class _Writer:
             for operand, name in zip(here, "yab"):
                 strides = [(k, getattr(d, name)) for k, (_, d) in enumerate(moves)]
                 places.append(self._moved(operand, strides, {k: at for k, (at, _) in enumerate(moves)}))
-            is_last = not self.is_dot and q0 + q_count * q == vectors and self.vector.size % self.lanes != 0
-            tail = self.vector.size % self.lanes if is_last else 0
+            tail = self.vector.size % self.lanes if is_last and not self.is_dot else 0
             self._block(places, p, o, q, tail, first_p, first_o, first_q)
 
     # one block ------------------------------------------------------------------------------------------------------

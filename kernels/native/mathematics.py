@@ -2,9 +2,9 @@
 
 Each is a range reduction by fused multiply-adds, a polynomial, and a reconstruction by shifts of exponents; the
 polynomials have the least largest relative error on their interval, their coefficients rounded one by one (Remez
-algorithm, in 160 bits). Single precision is computed in single precision, but for pow, asinh, acosh and atanh, which
-need more digits on the way. ULPS states the accuracy. 0, -0, infinities, NaN, subnormal arguments and results are those
-of C's library; only sines of huge arguments call it.
+algorithm, in 160 bits). Single precision is computed in single precision; only pow needs double on the way. ULPS states
+the accuracy. What comes of 0, -0, infinity, NaN and subnormal numbers is as in C's library, which is called for fmod
+and for sines, cosines and tangents of huge arguments.
 
 Sources: Cody and Waite, Software Manual for the Elementary Functions (1980); Muller, Elementary Functions (2016);
 Dekker, A Floating-Point Technique for Extending the Available Precision (1971), for pow.
@@ -46,8 +46,15 @@ _FORMATS = {
     "float64": _Format(52, 1023, 2.0**-1022, 2.0**27),
 }
 
-# Largest error in units in the last place: float32, float64.
-ULPS = {}
+# Largest errors measured, in units in the last place and rounded up: float32 over every 11th bit pattern, float64 over
+# 10^7 random arguments (erf: 2 10^5). Where the argument of a sine is huge, it is the error of C's library.
+ULPS = {
+    "exp": (1.1, 1.1), "expm1": (1.6, 1.9), "log": (1.0, 1.0), "log2": (1.2, 1.2), "log10": (1.1, 1.2),
+    "log1p": (1.6, 1.6), "tanh": (1.4, 1.4), "sinh": (1.7, 1.7), "cosh": (1.5, 1.5), "asinh": (1.9, 2.0),
+    "acosh": (2.0, 2.2), "atanh": (2.1, 2.2), "sin": (1.6, 1.6), "cos": (1.6, 1.6), "tan": (1.5, 1.4),
+    "asin": (1.2, 1.3), "acos": (1.2, 1.2), "atan": (1.9, 1.9), "atan2": (2.0, 2.0), "erf": (1.8, 1.7),
+    "pow": (0.6, 1.3), "sqrt": (0.5, 0.5), "fmod": (0.0, 0.0),
+}  # fmt: skip
 
 
 class Vector:
@@ -648,8 +655,8 @@ def atan2(y: Vector, x: Vector) -> Vector:
     """The angle of the point (x, y)."""
     a, b = fabs(y), fabs(x)
     is_corner = (a.compared("oeq", b)) & (a.compared("oeq", 0.0) | a.compared("oeq", math.inf))
-    is_large = (a > 2.0**100) | (b > 2.0**100)
-    scale = where(is_large, a.like(0.25), a.like(1.0))  # the sum of both must not overflow
+    larger = where(a > b, a, b)  # a quarter where sums might overflow, 2^64 times where products might be subnormal
+    scale = where(larger > 2.0**100, a.like(0.25), where(larger < 2.0**-60, a.like(2.0**64), a.like(1.0)))
     angle = _angle(a * scale, b * scale)
     quarter = _HALF_PI[x.dtype][0] / 2
     angle = where(is_corner, where(a.compared("oeq", 0.0), a.like(0.0), a.like(quarter)), angle)
@@ -685,8 +692,7 @@ def erf(x: Vector) -> Vector:
 def pow(x: Vector, y: Vector) -> Vector:
     """2^(y log2 |x|), the logarithm with 66 bits; float32 in float64."""
     if x.dtype == "float32":
-        wide = [v.converted("float64") for v in (x, y)]
-        return _power(*wide, _plain_log2).converted("float32")
+        return _power(x.converted("float64"), y.converted("float64"), _plain_log2).converted("float32")
     return _power(x, y, _precise_log2)
 
 

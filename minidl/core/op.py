@@ -43,6 +43,8 @@ class Op:
     types   a letter per input: f (float, brought to the common type), b (logical), a (any, left alone);
             the last one repeats; '->' and the outputs' letters (f: the common type)
     contraction rule: (*inputs, **params) -> the op as sums of products of its two inputs (see `core.contraction`)
+    assembly rule: (*inputs, **params) -> for each input the slices (start, count, step) of the result where it stands;
+            slices do not overlap, and the rest is 0
     domain  interval from which tests draw the inputs of a MAP op
     samples rule: random generator -> list of `case(...)`, for tests
     """
@@ -65,6 +67,7 @@ class Op:
         self.vjp_rule: Rule | None = None
         self.vjp_rules: tuple[Rule | None, ...] | None = None
         self.contraction_rule: Rule | None = None
+        self.assembly_rule: Rule | None = None
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
         return apply(self, inputs, params)
@@ -89,6 +92,11 @@ class Op:
     def contraction(self, rule: Rule) -> Rule:
         """Declare that the op sums products: rule(*specs, **params) gives its Contractions, each a part of y."""
         self.contraction_rule = rule
+        return rule
+
+    def assembly(self, rule: Rule) -> Rule:
+        """Declare that the result is its operands put in place: rule(*specs, **params) gives, for each, slices."""
+        self.assembly_rule = rule
         return rule
 
     def input_type(self, i: int) -> str:

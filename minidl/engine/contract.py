@@ -69,14 +69,24 @@ class Contract:
                     found.add(contained(part.offsets[k], part.dims[i][1 + k], sides))
         return found.pop() if len(found) == 1 else 0
 
+    def is_row(self, i: int) -> bool:
+        """Whether index i moves along y and one operand only."""
+        return all(d[i][1] and bool(d[i][2]) != bool(d[i][3]) for d in [part.dims for part in self.parts])
+
+    def rows(self, i: int) -> int:
+        """For an index that is a row: how many rows there are for each of its values."""
+        found = []
+        for part in self.parts:
+            k = 2 if part.dims[i][2] else 3
+            others = [d for n, d in enumerate(part.dims) if n != i]
+            found.append(math.prod([d[0] for d in others if d[1] and d[k] and not d[5 - k]]))
+        return min(found)
+
     def needs_rows(self, i: int) -> bool:
         """Whether register blocks need several indices of the range: one has too few rows, or terms, of its own."""
+        if self.is_row(i) and self.rows(i) < 4:
+            return True
         for part in self.parts:
-            for k in (2, 3):
-                rows = [d[0] for n, d in enumerate(part.dims) if n != i and d[1] and d[k] and not d[5 - k]]
-                is_row = part.dims[i][1] and part.dims[i][k] and not part.dims[i][5 - k]
-                if is_row and math.prod(rows) < 4:
-                    return True
             if not part.dims[i][1] and math.prod([d[0] for n, d in enumerate(part.dims) if n != i and not d[1]]) < 8:
                 return True
         return False

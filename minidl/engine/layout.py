@@ -76,6 +76,8 @@ class Layout:
         return "\n".join(lines)
 
 
+DEPTH = 8  # nodes that are followed to find out which order a result is wanted in
+
 Pads = tuple[tuple[int, int], ...]
 Packing = Callable[[Sequence[tuple[int, int, int, int]], Any], "tuple[int, int] | None"]
 
@@ -90,6 +92,10 @@ class _Chooser:
         self.memory: dict[Id, np.ndarray] = {}
         self.padded: dict[Id, int] = {}
         self.nodes: list[Node] = []
+        self._readers: dict[Id, list[Node]] = {}
+        for node in graph.nodes:
+            for x in node.reads:
+                self._readers.setdefault(x, []).append(node)
         self._copies: dict[Any, Id] = {}
         self._within: dict[Id, Id] = {}  # a value -> its copy with zeros around it
         self._pads: dict[Id, Pads] = {}
@@ -141,6 +147,20 @@ class _Chooser:
             self.place(y, range(self.graph.specs[y].ndim))
         self.nodes.append(node)
 
+    def assembly(self, node: Node, places: list[tuple[tuple[int, int, int], ...]]) -> None:
+        """Operands put in place: a copy of each, to where it stands in the result; the rest stays 0."""
+        (y,) = node.outputs
+        self.place(y, range(self.graph.specs[y].ndim))
+        whole = self.access[y]
+        if sum(self.graph.specs[x].size for x in node.reads) < self.graph.specs[y].size:
+            self.padded[y] = self.graph.specs[y].size
+        for x, slices in zip(node.inputs, places):
+            part = self.graph.new(self.graph.specs[x])
+            offset = sum(start * stride for (start, _, _), stride in zip(slices, whole.strides))
+            strides = tuple([step * stride for (_, _, step), stride in zip(slices, whole.strides)])
+            self.access[part] = Access(y, offset, strides)
+            self.nodes.append(Node(copy, (x,), {}, (part,), node.where, node.is_gradient))
+
     def contraction(self, node: Node, nests: list[Contraction], packing: Packing) -> None:
         """A sum of products: its result in the order of its dimensions, its operands as the backend can take them."""
         needed = needed_pads(self.graph, node, nests)
@@ -150,13 +170,15 @@ class _Chooser:
         plain = node.inputs
         node = node.renamed(self._within)
         (y,) = node.outputs
-        self.place(y, range(self.graph.specs[y].ndim))
+        self._place_product(node, nests, packing)
         for _ in range(2):  # each operand may have to be brought in another order
             strides = [flat_strides(nest, node, self.access) for nest in nests]
             wanted = next((w for s in strides if (w := packing(s, self.graph.specs[y].dtype)) is not None), None)
             if wanted is None:
                 break
             i, k = wanted
+            if k < 0:  # no operand moves along the index: the one that could is the same along it
+                k = 0 if any(n == i for subscript in nests[0].a for n, _ in subscript.factors) else 1
             at = (nests[0].a, nests[0].b)[k]
             fastest = next(d for d, subscript in enumerate(at) if any(n == i for n, _ in subscript.factors))
             order = [d for d in range(len(at)) if d != fastest] + [fastest]
@@ -165,6 +187,52 @@ class _Chooser:
             inputs = tuple([packed if n == k else x for n, x in enumerate(node.inputs)])
             node = dataclasses.replace(node, inputs=inputs)
         self.nodes.append(node)
+
+    def _place_product(self, node: Node, nests: list[Contraction], packing: Packing) -> None:
+        """A place for a sum of products: in the order of its dimensions, or with the last two changed where that suits
+        what reads it."""
+        (y,) = node.outputs
+        shape = self.graph.specs[y].shape
+        orders = [tuple(range(len(shape)))]
+        if len(shape) > 1:
+            orders.append((*orders[0][:-2], len(shape) - 1, len(shape) - 2))
+
+        def merit(order: Sequence[int]) -> tuple[float, ...]:
+            self.place(y, order)
+            strides = [flat_strides(nest, node, self.access) for nest in nests]
+            wanted = [w for s in strides if (w := packing(s, self.graph.specs[y].dtype)) is not None]
+            copied = max([self.graph.specs[node.inputs[max(k, 0)]].size for _, k in wanted], default=0)
+            return *self._agreement(y, DEPTH), -(copied * 4 // max(self.graph.specs[y].size, 1))
+
+        self.place(y, max(orders, key=merit))
+
+    def _agreement(self, x: Id, depth: int) -> tuple[int, int]:
+        """How many elements of placed values, with which x and its views are combined, lie in the order of x, less
+        those that do not and those that views must copy; and how many of these copies begin with the dimension that
+        is slowest in x."""
+        found, begun = 0, 0
+        shape = self.graph.specs[x].shape
+        for node in self._readers.get(x, []) if depth else []:
+            y, seen = node.outputs[0], None
+            if node.op.kind is VIEW:
+                seen = _viewed(self.graph, self.access[x], node, self._view)
+                if seen is None:
+                    order = [d for d in memory_order(shape, self.access[x].strides) if shape[d] > 1]
+                    found -= self.graph.specs[x].size
+                    begun += self.graph.specs[x].size * (order[:1] == sorted(order)[:1])
+            elif node.op.kind is MAP:
+                placed = [z for z in node.reads if z != x and z in self.access and all(self.access[z].strides)]
+                mine = memory_order(shape, self.access[x].strides)
+                for z in placed:
+                    is_same = memory_order(shape, self.access[z].strides) == mine
+                    found += self.graph.specs[z].size * (1 if is_same else -1)
+                seen = None if placed else self.access[x]
+            if seen is not None and y not in self.access:
+                self.access[y] = seen
+                more = self._agreement(y, depth - 1)
+                found, begun = found + more[0], begun + more[1]
+                del self.access[y]
+        return found, begun
 
     def _is_within(self, x: Id, pads: Pads) -> bool:
         """Whether x has a copy with at least these zeros around it."""
@@ -198,7 +266,8 @@ def choose_layout(
     What is the same along a dimension is computed once (stride 0), and so is what is computed twice from one memory.
 
     packing : for backends that write contractions themselves. Given the strides of a nest, (size, y, a, b) per index,
-              and the type: None if it can work on them, or (index, operand: 0 for a, 1 for b) that must be fastest.
+              and the type: None if it can work on them, or (index, operand: 0 for a, 1 for b) that must be fastest,
+              with -1 for the operand if neither moves along the index.
               What contractions read beyond its bounds gets zeros around it, once.
     """
     graph = graph.with_nodes(graph.nodes)
@@ -219,6 +288,9 @@ def choose_layout(
         elif i in nests:
             assert packing is not None
             chooser.contraction(node, nests[i], packing)
+        elif packing and node.op.assembly_rule is not None and all(isinstance(x, Id) for x in node.inputs):
+            known = [graph.specs[x] for x in node.inputs]
+            chooser.assembly(node, node.op.assembly_rule(*known, **node.params))
         elif node.op.kind is KERNEL:
             chooser.kernel(node, needs_dense(node.op))
         else:

@@ -29,7 +29,8 @@ Work = Loop | Contract
 CHUNKS = 8  # of a group, at most
 SMALL_WORK = 4096  # elements; less is not worth a hand-over to other threads
 TILE_WORK = 4096  # elements that a tile should have
-ROWS = 16  # observations that a matrix product takes at once
+ROWS, MANY_ROWS = 16, 64  # of a contraction that share what they read of its other operand
+LARGE_BYTES = 1 << 18  # an operand of this size should be shared by many rows
 SERIAL_CELLS = 512  # partial results with more cells than this are combined by all threads
 
 
@@ -111,7 +112,7 @@ def _later(planner: _Planner) -> tuple[list[int], dict[int, int]]:
         for x in task.reads:
             readers.setdefault(x, []).append(k)
     outputs = {planner.layout.access[y].buffer for y in planner.layout.graph.outputs}
-    order, least = list(range(len(tasks))), {}
+    order, least = list(range(len(tasks))), dict[int, int]()
     for k in reversed(range(len(tasks))):
         work, writes, (level, size) = tasks[k].work, tasks[k].writes, levels[k]
         found = [(y, r) for y in writes for r in readers.get(y, [])]
@@ -194,13 +195,18 @@ class _Planner:
             if _is_summed(item, y):
                 self._combine(item, y, level)
             else:
-                self.homes[y] = Home(level, size, reach_of(item, y))
+                self._settle(y, Home(level, size, reach_of(item, y)))
         return level, size
 
     def _put_in_tail(self, item: Item, level: int) -> None:
         self.tails.setdefault(level // 2, []).append(item)
         for y in item.writes:
-            self.homes[y] = Home(level)
+            self._settle(y, Home(level))
+
+    def _settle(self, y: Id, home: Home) -> None:
+        """Note where a buffer is made; one that several tasks make parts of is there when all of them are done."""
+        before = self.homes.get(y, home)
+        self.homes[y] = home if before == home else Home(max(before.level, home.level) | 1)
 
     def _level(self, item: Item, size: int) -> int:
         """The first level at which the item can run in a group of its range."""
@@ -227,17 +233,26 @@ class _Planner:
                     yield Item(split(work, cut), 0), size
 
     def _contract_options(self, work: Contract) -> Iterator[tuple[Item, int]]:
-        summed = []
+        kept: list[tuple[Item, int]] = []
+        summed: list[tuple[Item, int]] = []
         for i, size in enumerate(work.sizes):
             if size <= 1 or not work.has_index(i):
                 continue
-            if work.reach_of(work.y, i):
-                yield Item(work, i), size
+            if work.moves(work.y, i):
+                kept.append((Item(work, i), size))
             elif not work.moves(work.y, i) and self._is_beside(work, i, size):
                 operands = sum(self.layout.nbytes(x) for x in (work.a, work.b))
                 if self.layout.nbytes(work.y) * min(size, CHUNKS) <= operands:
                     summed.append((Item(work, i), size))
-        yield from summed
+        # results that lie apart for each index can be read in lockstep; otherwise a range that threads can share well
+        kept.sort(key=lambda x: (x[1] < CHUNKS and not self._is_aligned(x), not reach_of(x[0], work.y)))
+        yield from kept + summed
+
+    def _is_aligned(self, option: tuple[Item, int]) -> bool:
+        """Whether a cut fits that of an operand that is made here."""
+        item, size = option
+        homes = {r: self.homes[r] for r in item.reads if r in self.homes}
+        return any(home.size == size and home.reach and home.reach == reach_of(item, r) for r, home in homes.items())
 
     def _is_beside(self, work: Contract, i: int, size: int) -> bool:
         """Whether both operands are cut by the index i."""
@@ -300,18 +315,25 @@ class _Planner:
         """Tiles large enough to be worth a call, chunks large enough to be worth a hand-over."""
         amounts = [_amount(item.work) for item in group.items]
         tile = max(1, min(group.size, math.ceil(TILE_WORK * group.size / max(*amounts, 1))))
-        contracts = [item for item in group.items if isinstance(item.work, Contract)]
-        if any(item.work.needs_rows(item.range) for item in contracts):  # type: ignore[union-attr, arg-type]
-            tile = max(tile, min(ROWS, group.size))
-            if any(not item.work.needs_rows(item.range) for item in contracts):  # type: ignore[union-attr, arg-type]
-                tile = min(tile, 4)
-        elif contracts:
-            tile = max(1, min(tile, group.size // CHUNKS))
+        contracts = [(item.work, item.range) for item in group.items if isinstance(item.work, Contract)]
+        if contracts:
+            wanted = max(self._rows_wanted(work, i) for work, i in contracts if i is not None)
+            tile = max(1, min(max(wanted, min(tile, group.size // CHUNKS)), group.size // 2))
         if all(isinstance(item.work, Loop) and item.range == len(item.work.sizes) - 1 for item in group.items):
             tile = -(-tile // 64) * 64  # whole vectors
         group.tile = tile
         tiles = -(-group.size // tile)
         group.chunks = max(1, min(tiles, CHUNKS, round(sum(amounts) / SMALL_WORK)))
+
+
+    def _rows_wanted(self, work: Contract, i: int) -> int:
+        """Indices that a contraction should take at once, so that each number of the other operand is used by enough
+        rows: more of them where that operand is too large to stay in a fast cache."""
+        shared = [x for x in (work.a, work.b) if not work.moves(x, i)]
+        is_large = any(self.layout.nbytes(x) > LARGE_BYTES for x in shared)
+        if not work.needs_rows(i) and not (is_large and work.is_row(i)):
+            return 1
+        return -(-(MANY_ROWS if is_large else ROWS) // max(1, work.rows(i)))
 
 
 def _amount(work: Work) -> float:

@@ -155,8 +155,8 @@ def plan_phases(schedule: Schedule, is_native: Callable[[Task], bool]) -> Phased
     """
     layout = schedule.layout
     segments: list[list[Phase] | Task] = []
-    for native, group in itertools.groupby(schedule.tasks, is_native):
-        tasks = list(group)
+    for native, run in itertools.groupby(schedule.tasks, is_native):
+        tasks = list(run)
         segments += [phased(schedule, tasks)] if native else tasks
     moments: list[tuple[int, set[Id], list[Id]]] = []  # (time, reads, writes)
     homes: dict[Id, set[Any]] = {}  # buffer -> the groups that touch it, and how

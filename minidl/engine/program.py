@@ -258,12 +258,12 @@ class NativeProgram(Program):
     def _prepare_inputs(self) -> None:
         super()._prepare_inputs()
         layout = self.plan.schedule.layout
-        self._bound_inputs: list[tuple[int, Id, tuple[int, ...]]] = []  # argument, input, strides in bytes
+        self._bound_inputs: list[tuple[int, Id, tuple[int, ...], tuple[int, ...]]] = []  # shape, strides
         for k, x in enumerate(layout.graph.inputs):
             if x in self.plan.bound:
                 size = layout.graph.specs[x].dtype.itemsize
                 strides = tuple([n * size for n in layout.access[x].strides])
-                self._bound_inputs.append((k, x, strides))
+                self._bound_inputs.append((k, x, layout.graph.specs[x].shape, strides))
 
     def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         frame = self._frame()
@@ -277,8 +277,10 @@ class NativeProgram(Program):
     def _bind_inputs(self, frame: Frame, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Put the addresses of arguments into the tables of the segments; what lies otherwise is copied first."""
         held, found = [], []
-        for k, x, strides in self._bound_inputs:
+        for k, x, shape, strides in self._bound_inputs:
             array = arrays[k]
+            if array.shape != shape:
+                raise ValueError(f"could not broadcast input array from shape {array.shape} into shape {shape}")
             if not array.flags.aligned or (array.strides != strides and not _lies_so(array, strides)):
                 array = _laid_out(array, strides)
                 held.append(array)

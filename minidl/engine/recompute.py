@@ -23,8 +23,9 @@ def recomputed(schedule: Schedule) -> Schedule:
     layout = schedule.layout
     tasks = list(schedule.tasks)
     outputs = {layout.access[y].buffer for y in layout.graph.outputs}
+    writes = [y for task in tasks for y in task.writes]
     makers = {s.access.buffer: k for k, task in enumerate(tasks) if isinstance(task.work, Loop)
-              for s in task.work.stores if not s.combine}  # fmt: skip
+              for s in task.work.stores if not s.combine and writes.count(s.access.buffer) == 1}  # fmt: skip
     for k, task in enumerate(tasks):
         if not isinstance(task.work, Loop):
             continue

@@ -365,6 +365,15 @@ def _(*xs, axis):
     return Spec((*first[:axis], sum(x.shape[axis] for x in xs), *first[axis + 1 :]), xs[0].dtype, xs[0].device)
 
 
+@concatenate.assembly
+def _(*xs, axis):
+    slices, start = [], 0
+    for x in xs:
+        slices.append(tuple([(start if d == axis else 0, n, 1) for d, n in enumerate(x.shape)]))
+        start += x.shape[axis]
+    return slices
+
+
 @concatenate.vjp
 def _(g, y, *xs, axis):
     starts = [0]

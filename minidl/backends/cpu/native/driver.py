@@ -94,7 +94,7 @@ class Writer:
                 for x, stride in zip(operands, (moving.y, moving.a, moving.b))
             ]
 
-        if group.tile > 1 and work.needs_rows(i):
+        if group.tile > 1 and (work.needs_rows(i) or work.is_row(i)):
             rest = group.size % group.tile
             whole = [*others[:0], moving._replace(size=group.tile), *others]
             if not rest:

@@ -36,7 +36,9 @@ def packing(dims: Any, dtype: Any) -> tuple[int, int] | None:
     if contract.form_of(known, host().lanes(dtype.itemsize)) is not None:
         return None
     found = contract.packed_dim(known)
-    return None if found is None else (found[0], 0 if found[1] else 1)
+    if found is not None:
+        return found[0], 0 if found[1] else 1
+    return next((i, -1) for i, d in enumerate(known) if d.y == 1 and d.size > 1)
 
 
 def segment(phases: list[Any], plan: Any) -> Segment:
