@@ -7,33 +7,27 @@ All contestants start from the same weights and see the same batches; what a min
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import measure
 import numpy as np
-from measure import Contestant
-from peers import Problem, jax_contestants, torch_contestants
+import peers
+from measure import ACCELERATED, EAGER, WHOLE, Contestant
+from training import Problem, accelerated, check_losses, minidl_training
 
-from minidl import (
-    adamupdate,
-    digitTrain4DArrayData,
-    dlaccelerate,
-    dlarray,
-    dlfeval,
-    onehotencode,
-    rng,
-)
+from minidl import digitTrain4DArrayData, onehotencode, rng
 
 INTRO = """\
 Forward, loss, gradients, running statistics and Adam; prediction with trained statistics. Numbers of one run are
 comparable, numbers of different runs are not. Ratios are medians over the rounds."""
 BATCHES = 16
-EAGER, ACCELERATED, WHOLE = "minidl eager", "minidl accelerated", "minidl accelerated, whole step"
+FEATURES = (32, 14, 14)  # what fc1 and fc2 read
+
+Both = tuple[list[Contestant], list[Contestant]]  # (training, prediction)
 
 
 def problem(example: Any, batch: int) -> Problem:
-    """Initial weights and batches."""
+    """Initial weights and batches: images [28, 28, 1, B], one-hot digits [10, B], degrees [1, B]."""
     rng(0)
     parameters, state = example.modelParameters(10, 1)
     images, labels, angles = digitTrain4DArrayData()
@@ -42,82 +36,116 @@ def problem(example: Any, batch: int) -> Problem:
     for i in range(BATCHES):
         chosen = np.arange(i * batch, (i + 1) * batch) % len(labels)
         batches.append((images[..., chosen], targets[:, chosen], angles[chosen].T))
-    return Problem(parameters, state, batches)
+    return Problem(parameters, state, batches, ("SSCB", "", ""))
 
 
-class Training:
-    """One way of training with minidl; adamupdate as the example calls it, or inside the accelerated function."""
-
-    def __init__(self, function: Any, batches: list[Any], problem: Problem, is_whole: bool = False) -> None:
-        self.function, self.batches, self.is_whole = function, batches, is_whole
-        self.parameters, self.state = problem.parameters.copy(), problem.state.copy()
-        self.m: Any = []
-        self.v: Any = []
-
-    def step(self, i: int) -> Any:
-        """One training step; the loss."""
-        batch = self.batches[i % len(self.batches)]
-        if self.is_whole:
-            self.parameters, self.state, loss, self.m, self.v = dlfeval(
-                self.function, self.parameters, *batch, self.state, self.m, self.v, dlarray(np.float32(i + 1))
-            )
-        else:
-            gradients, self.state, loss = dlfeval(self.function, self.parameters, *batch, self.state)
-            self.parameters, self.m, self.v = adamupdate(self.parameters, gradients, self.m, self.v, i + 1)
-        return loss
-
-
-def minidl_contestants(example: Any, problem: Problem) -> tuple[list[Contestant], list[Contestant]]:
-    """(training, prediction) in minidl."""
-    batches = [(dlarray(X, "SSCB"), dlarray(T1), dlarray(T2)) for X, T1, T2 in problem.batches]
-    gradients, model = example.modelGradients, example.model
-    ways = {
-        EAGER: Training(gradients, batches, problem),
-        ACCELERATED: Training(dlaccelerate(gradients), batches, problem),
-        WHOLE: Training(dlaccelerate(example.modelStep), batches, problem, is_whole=True),
-    }
+def minidl_contestants(example: Any, problem: Problem) -> Both:
+    """minidl's ways."""
+    batches, model = problem.dlarrays(), example.model
 
     def predictor(function: Any) -> Any:
         return lambda i: function(problem.parameters, batches[i % len(batches)][0], False, problem.state)
 
     return (
-        [Contestant(name, way.step) for name, way in ways.items()],
-        [Contestant(EAGER, predictor(model)), Contestant(ACCELERATED, predictor(dlaccelerate(model)))],
+        minidl_training(problem, example.modelGradients, example.modelStep),
+        [Contestant(EAGER, predictor(model)), Contestant(ACCELERATED, predictor(accelerated(model)))],
     )
 
 
-def check_losses(contestants: list[Contestant]) -> None:
-    """Everyone computes the same thing: the losses of the first two steps agree."""
-    for i in range(2):
-        losses = {c.name: float(c.run(i)) for c in contestants}
-        first = next(iter(losses.values()))
-        for name, loss in losses.items():
-            assert abs(loss - first) <= 1e-3 * abs(first), f"step {i}: {name} has loss {loss}, {EAGER} has {first}"
+# peers ----------------------------------------------------------------------------------------------------------
 
 
-def section(title: str, contestants: list[Contestant], seconds: dict[str, list[float]]) -> str:
-    """One table."""
-    against = references(contestants, seconds)
-    rows = []
-    for c in contestants:
-        times = seconds[c.name]
-        ratios = [f"{measure.ratio(times, seconds[name]):.2f}" for name in against.values()]
-        rows.append([c.name, f"{statistics.median(times) * 1e3:.2f}", f"{min(times) * 1e3:.2f}", *ratios])
-    head = ["", "median, ms", "fastest chunk, ms", *(f"times {what}" for what in against)]
-    chosen = "".join(f"\n- {what}: {name}" for what, name in against.items() if what.startswith("best"))
-    return f"## {title}\n\n{measure.table(head, rows)}\n{chosen}"
+class TorchDigits(peers.TorchNet):
+    """The example's network in PyTorch."""
+
+    features = FEATURES
+
+    def batch(self, X: np.ndarray, T1: np.ndarray, T2: np.ndarray) -> Any:
+        import torch
+
+        return self.tensor(X), torch.tensor(T1.argmax(0)), self.tensor(T2)
+
+    def _model(self, x: Any, is_training: bool) -> Any:
+        from torch.nn.functional import relu
+
+        y = relu(self._norm(self._conv(x, "conv1"), "batchnorm1", is_training))
+        skip = self._norm(self._conv(y, "convSkip", stride=2), "batchnormSkip", is_training)
+        y = relu(self._norm(self._conv(y, "conv2", stride=2), "batchnorm2", is_training))
+        y = self._norm(self._conv(y, "conv3"), "batchnorm3", is_training)
+        features = relu(skip + y).flatten(1)
+        return self._linear(features, "fc1"), self._linear(features, "fc2")
+
+    def _loss(self, x: Any, digits: Any, angles: Any) -> Any:
+        from torch.nn.functional import cross_entropy, mse_loss
+
+        scores, found = self._model(x, True)
+        return cross_entropy(scores, digits) + 0.1 * 0.5 * mse_loss(found, angles)  # one angle an image: mean over B
+
+    def _predictions(self, x: Any) -> Any:
+        scores, angles = self._model(x, False)
+        return scores.softmax(1), angles
 
 
-def references(contestants: list[Contestant], seconds: dict[str, list[float]]) -> dict[str, str]:
-    """What everybody is compared with: the fastest peers that are there, and minidl eager."""
-    peers = [c.name for c in contestants if c.is_peer]
-    found = {
-        "best PyTorch": measure.best(seconds, [name for name in peers if name.startswith("PyTorch")]),
-        "best PyTorch eager": measure.best(seconds, [name for name in peers if name.startswith("PyTorch eager")]),
-        "JAX": measure.best(seconds, [name for name in peers if name.startswith("JAX")]),
-        EAGER: EAGER,
-    }
-    return {what: name for what, name in found.items() if name is not None}
+def torch_contestants(problem: Problem, threads: int | None, **forms: tuple[bool, ...]) -> Both:
+    """PyTorch's ways."""
+    nets = peers.torch_nets(TorchDigits, problem, threads, **forms)
+    return peers.torch_training(nets), peers.torch_prediction(nets)
+
+
+def jax_contestants(problem: Problem) -> Both:
+    """The example's network in JAX."""
+    import jax
+
+    def model(ps: Any, statistics: Any, x: Any, is_training: bool) -> Any:
+        moved = {}
+
+        def normed_conv(x: Any, conv: str, norm: str, stride: int = 1) -> Any:
+            y = peers.jax_conv(x, ps[conv], stride)
+            y, moved[norm] = peers.jax_norm(y, ps[norm], statistics[norm], is_training)
+            return y
+
+        y = jax.nn.relu(normed_conv(x, "conv1", "batchnorm1"))
+        skip = normed_conv(y, "convSkip", "batchnormSkip", 2)
+        y = jax.nn.relu(normed_conv(y, "conv2", "batchnorm2", 2))
+        y = normed_conv(y, "conv3", "batchnorm3")
+        features = jax.nn.relu(skip + y).reshape(len(x), -1)
+        scores, angles = (features @ ps[fc]["Weights"] + ps[fc]["Bias"] for fc in ("fc1", "fc2"))
+        return scores, angles, moved
+
+    def loss(ps: Any, statistics: Any, x: Any, digits: Any, angles: Any) -> Any:
+        scores, found, moved = model(ps, statistics, x, True)
+        return peers.jax_crossentropy(scores, digits) + 0.1 * 0.5 * ((found - angles) ** 2).sum() / len(x), moved
+
+    def predictions(ps: Any, statistics: Any, x: Any) -> Any:
+        scores, angles, _ = model(ps, statistics, x, False)
+        return jax.nn.softmax(scores), angles
+
+    start, batches = peers.jax_start(problem, FEATURES), peers.jax_batches(problem)
+    predictions = jax.jit(predictions)
+
+    def predict(i: int) -> Any:
+        return predictions(*start, batches[i % len(batches)][0])
+
+    return (
+        [peers.jax_training(loss, problem, FEATURES)],
+        [Contestant("JAX jit", predict, jax.block_until_ready, is_peer=True)],
+    )
+
+
+def contestants(batch: int, threads: int | None, **forms: tuple[bool, ...]) -> Both:
+    """minidl and the peers that are installed, for batches of a size; `forms` as torch_nets takes them."""
+    example = measure.example()
+    task = problem(example, batch)
+    training, prediction = minidl_contestants(example, task)
+    found = [torch_contestants(task, threads, **forms)] if measure.installed("torch") else []
+    found += [jax_contestants(task)] if measure.installed("jax") else []
+    for more_training, more_prediction in found:
+        training.extend(more_training)
+        prediction.extend(more_prediction)
+    return training, prediction
+
+
+# page -----------------------------------------------------------------------------------------------------------
 
 
 def goals(training: tuple[Any, Any], prediction: tuple[Any, Any]) -> str:
@@ -131,7 +159,7 @@ def goals(training: tuple[Any, Any], prediction: tuple[Any, Any]) -> str:
     ]
     rows = []
     for what, (contestants, seconds), name, other, bound, limit in wanted:
-        reference = other if other in seconds else references(contestants, seconds).get(other)
+        reference = other if other in seconds else measure.references(contestants, seconds).get(other)
         if reference is not None:
             found = measure.ratio(seconds[name], seconds[reference])
             is_met = found <= limit if bound == "at most" else found >= limit
@@ -147,19 +175,10 @@ def main() -> None:
     options = parser.parse_args()
     measure.limit_threads(options.threads)
 
-    example = measure.example()
-    task = problem(example, options.batch)
-    training, prediction = minidl_contestants(example, task)
-    if measure.installed("torch"):
-        for chosen, more in zip((training, prediction), torch_contestants(task, options.threads), strict=True):
-            chosen.extend(more)
-    if measure.installed("jax"):
-        for chosen, more in zip((training, prediction), jax_contestants(task), strict=True):
-            chosen.extend(more)
-
+    training, prediction = contestants(options.batch, options.threads, fused=(False, True))
     check_losses(training)
-    found = [(contestants, measure.interleaved(contestants, options.rounds)) for contestants in (training, prediction)]
-    sections = [section(title, *one) for title, one in zip(("Training step", "Prediction"), found, strict=True)]
+    found = [(timed, measure.interleaved(timed, options.rounds)) for timed in (training, prediction)]
+    sections = [measure.section(title, *one) for title, one in zip(("Training step", "Prediction"), found, strict=True)]
     title = f"# Digits example, batch {options.batch}"
     page = "\n\n".join([title, measure.setting(), INTRO, *sections, goals(*found)])
     measure.publish(page, "digits" if options.batch == 32 else f"digits-batch{options.batch}", options.write)

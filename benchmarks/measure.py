@@ -25,6 +25,9 @@ PACKAGES = ["numpy", "numba", "llvmlite", "torch", "jax"]
 # contestants ----------------------------------------------------------------------------------------------------
 
 
+EAGER, ACCELERATED, WHOLE = "minidl eager", "minidl accelerated", "minidl accelerated, whole step"
+
+
 class Contestant(NamedTuple):
     """Something to time: `run(i)` does the i-th piece of work, `wait(result)` returns when it is done."""
 
@@ -132,6 +135,31 @@ def table(head: list[str], rows: list[list[str]]) -> str:
         cells = [x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def section(title: str, contestants: list[Contestant], seconds: dict[str, list[float]]) -> str:
+    """One table."""
+    against = references(contestants, seconds)
+    rows = []
+    for c in contestants:
+        times = seconds[c.name]
+        ratios = [f"{ratio(times, seconds[name]):.2f}" for name in against.values()]
+        rows.append([c.name, f"{statistics.median(times) * 1e3:.2f}", f"{min(times) * 1e3:.2f}", *ratios])
+    head = ["", "median, ms", "fastest chunk, ms", *(f"times {what}" for what in against)]
+    chosen = "".join(f"\n- {what}: {name}" for what, name in against.items() if what.startswith("best"))
+    return f"## {title}\n\n{table(head, rows)}\n{chosen}"
+
+
+def references(contestants: list[Contestant], seconds: dict[str, list[float]]) -> dict[str, str]:
+    """What everybody is compared with: the fastest peers that are there, and minidl eager."""
+    peers = [c.name for c in contestants if c.is_peer]
+    found = {
+        "best PyTorch": best(seconds, [name for name in peers if name.startswith("PyTorch")]),
+        "best PyTorch eager": best(seconds, [name for name in peers if name.startswith("PyTorch eager")]),
+        "JAX": best(seconds, [name for name in peers if name.startswith("JAX")]),
+        EAGER: EAGER,
+    }
+    return {what: name for what, name in found.items() if name is not None}
 
 
 def setting() -> str:

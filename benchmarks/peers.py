@@ -1,4 +1,4 @@
-"""The digits example's network in PyTorch and in JAX, with the initial weights and the batches of the minidl one.
+"""What the works have in common in PyTorch and in JAX: arrays from minidl's, the optimiser, the forms to compare.
 
 Same arithmetic everywhere: 'same' padding with stride 2 pads 0 before and 1 after, as MATLAB does. Each peer writes its
 losses as its users do (cross-entropy of logits), and Adam as its library has it.
@@ -6,70 +6,91 @@ losses as its users do (cross-entropy of logits), and Adam as its library has it
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from measure import Contestant
+from training import Problem
 
-Arrays = dict[str, dict[str, np.ndarray]]
-NORMS = {"batchnorm1": 16, "batchnorm2": 32, "batchnorm3": 32, "batchnormSkip": 32}
+Features = tuple[int, int, int] | None  # channels, rows, columns of an image that fully connected layers read
+FUSED = ", fused Adam"
 
 
-@dataclasses.dataclass
-class Problem:
-    """Initial parameters as minidl has them (struct of dlarrays) and batches as NumPy arrays.
-
-    A batch is (X [28, 28, 1, B], T1 [10, B] one-hot, T2 [1, B] degrees).
-    """
-
-    parameters: Any
-    state: Any
-    batches: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-    def arrays(self) -> Arrays:
-        """The parameters as NumPy arrays."""
-        return {layer: {name: np.asarray(p) for name, p in ps.items()} for layer, ps in self.parameters.items()}
+def connected(w: np.ndarray, features: Features) -> np.ndarray:
+    """Weights of a fully connected layer as [outputs, channels, rows, columns]: in MATLAB, rows count fastest."""
+    if features is None:
+        return w
+    channels, rows, columns = features
+    return w.reshape(-1, channels, columns, rows).transpose(0, 1, 3, 2)
 
 
 # PyTorch --------------------------------------------------------------------------------------------------------
 
 
 class TorchNet:
-    """Parameters, running statistics and optimiser of one PyTorch contestant."""
+    """Parameters, running statistics, batches and optimiser of one PyTorch contestant. A work says what it computes."""
 
-    def __init__(self, problem: Problem, is_channels_last: bool, is_compiled: bool, is_fused: bool) -> None:
+    features: Features = None
+
+    def __init__(self, problem: Problem, is_compiled: bool, is_channels_last: bool, is_fused: bool) -> None:
         import torch
 
-        layout = torch.channels_last if is_channels_last else torch.contiguous_format
-
-        def images(x: np.ndarray, order: tuple[int, ...]) -> Any:
-            return torch.tensor(np.ascontiguousarray(x.transpose(order))).contiguous(memory_format=layout)
-
-        self.p = {}
-        for layer, ps in problem.arrays().items():
-            for name, w in ps.items():
-                if w.ndim == 4:
-                    t = images(w, (3, 2, 0, 1))
-                elif layer.startswith("fc") and name == "Weights":  # columns count rows fastest, here columns
-                    t = torch.tensor(w.reshape(-1, 32, 14, 14).transpose(0, 1, 3, 2).reshape(len(w), -1).copy())
-                else:
-                    t = torch.tensor(w.reshape(-1).copy())
-                self.p[f"{layer}.{name}"] = t.requires_grad_(True)
-        self.statistics = {name: (torch.zeros(n), torch.ones(n)) for name, n in NORMS.items()}
-        self.batches = [
-            (images(X, (3, 2, 0, 1)), torch.tensor(T1.argmax(0)), torch.tensor(T2.T.copy()))
-            for X, T1, T2 in problem.batches
-        ]
+        self.layout = torch.channels_last if is_channels_last else torch.contiguous_format
+        self.p = {
+            f"{layer}.{name}": self._parameter(name, w).requires_grad_(True)
+            for layer, ps in problem.arrays().items()
+            for name, w in ps.items()
+        }
+        self.statistics = {
+            layer: (torch.zeros(s.TrainedMean.size), torch.ones(s.TrainedMean.size))
+            for layer, s in problem.state.items()
+        }
+        self.batches = [self.batch(*batch) for batch in problem.batches]
         self.solver = torch.optim.Adam(list(self.p.values()), lr=1e-3, fused=is_fused)
-        compiled = torch.compile if is_compiled else (lambda f: f)
+        compiled = (lambda f: torch.compile(f, dynamic=False)) if is_compiled else (lambda f: f)
         self.loss, self.predictions = compiled(self._loss), compiled(self._predictions)
 
-    def _conv(self, x: Any, layer: str, **options: Any) -> Any:
-        from torch.nn.functional import conv2d
+    def tensor(self, x: np.ndarray) -> Any:
+        """A batch's array with observations first; images as they are laid out."""
+        import torch
 
-        return conv2d(x, self.p[f"{layer}.Weights"], self.p[f"{layer}.Bias"], **options)
+        if x.ndim == 4:
+            return torch.tensor(x.transpose(3, 2, 0, 1).copy()).contiguous(memory_format=self.layout)
+        return torch.tensor(x.T.copy())
+
+    def batch(self, *arrays: np.ndarray) -> Any:
+        """What `_loss` takes."""
+        return tuple(self.tensor(x) for x in arrays)
+
+    def _parameter(self, name: str, w: np.ndarray) -> Any:
+        import torch
+
+        if w.ndim == 4:
+            return self.tensor(w)
+        return torch.tensor(connected(w, self.features).reshape(len(w), -1) if name == "Weights" else w.reshape(-1))
+
+    def _loss(self, *batch: Any) -> Any:
+        raise NotImplementedError
+
+    def _predictions(self, x: Any) -> Any:
+        raise NotImplementedError
+
+    def _linear(self, x: Any, layer: str) -> Any:
+        from torch.nn.functional import linear
+
+        return linear(x, self.p[f"{layer}.Weights"], self.p[f"{layer}.Bias"])
+
+    def _conv(self, x: Any, layer: str, stride: int = 1) -> Any:
+        from torch.nn.functional import conv2d, pad
+
+        w, b = self.p[f"{layer}.Weights"], self.p[f"{layer}.Bias"]
+        padding = w.shape[2] // 2
+        if padding and stride == 2:
+            x, padding = pad(x, (0, 1, 0, 1)), 0
+        return conv2d(x, w, b, stride=stride, padding=padding)
 
     def _norm(self, x: Any, layer: str, is_training: bool) -> Any:
         from torch.nn.functional import batch_norm
@@ -77,26 +98,6 @@ class TorchNet:
         mean, variance = self.statistics[layer]
         scale, offset = self.p[f"{layer}.Scale"], self.p[f"{layer}.Offset"]
         return batch_norm(x, mean, variance, scale, offset, is_training, 0.1, 1e-5)
-
-    def _model(self, x: Any, is_training: bool) -> Any:
-        from torch.nn.functional import linear, pad, relu
-
-        y = relu(self._norm(self._conv(x, "conv1", padding=2), "batchnorm1", is_training))
-        skip = self._norm(self._conv(y, "convSkip", stride=2), "batchnormSkip", is_training)
-        y = relu(self._norm(self._conv(pad(y, (0, 1, 0, 1)), "conv2", stride=2), "batchnorm2", is_training))
-        y = self._norm(self._conv(y, "conv3", padding=1), "batchnorm3", is_training)
-        features = relu(skip + y).flatten(1)
-        return [linear(features, self.p[f"{fc}.Weights"], self.p[f"{fc}.Bias"]) for fc in ("fc1", "fc2")]
-
-    def _loss(self, x: Any, digits: Any, angles: Any) -> Any:
-        from torch.nn.functional import cross_entropy, mse_loss
-
-        scores, found = self._model(x, True)
-        return cross_entropy(scores, digits) + 0.1 * 0.5 * mse_loss(found, angles)  # one angle an image: mean over B
-
-    def _predictions(self, x: Any) -> Any:
-        scores, angles = self._model(x, False)
-        return scores.softmax(1), angles
 
     def step(self, i: int) -> Any:
         """One training step; the loss."""
@@ -107,71 +108,105 @@ class TorchNet:
         return loss.detach()
 
     def predict(self, i: int) -> Any:
-        """Probabilities and angles of one batch."""
+        """Predictions for one batch."""
         import torch
 
         with torch.no_grad():
             return self.predictions(self.batches[i % len(self.batches)][0])
 
 
-def torch_contestants(problem: Problem, threads: int | None) -> tuple[list[Contestant], list[Contestant]]:
-    """(training, prediction) in PyTorch: eager, channels last, compiled; plain and fused Adam."""
+def torch_nets(
+    net: type[TorchNet],
+    problem: Problem,
+    threads: int | None,
+    channels_last: tuple[bool, ...] = (False, True),
+    fused: tuple[bool, ...] = (True,),
+) -> dict[str, TorchNet]:
+    """The forms of one network: eager and compiled; plain layout and channels last; plain and fused Adam."""
     import torch
 
     warnings.filterwarnings("ignore", module="torch")
+    torch._dynamo.reset()  # each work compiled as if it were the only one: no limits, no shapes seen before
     if threads is not None:
         torch.set_num_threads(threads)
-    training, prediction = [], []
-    for name, is_channels_last, is_compiled in (
-        ("PyTorch eager", False, False),
-        ("PyTorch eager, channels last", True, False),
-        ("PyTorch torch.compile", False, True),
-        ("PyTorch torch.compile, channels last", True, True),
-    ):
-        for is_fused in (False, True):
-            net = TorchNet(problem, is_channels_last, is_compiled, is_fused)
-            training.append(Contestant(f"{name}, fused Adam" if is_fused else name, net.step, is_peer=True))
-        prediction.append(Contestant(name, net.predict, is_peer=True))
-    return training, prediction
+    made = {}
+    for is_compiled, is_channels_last, is_fused in itertools.product((False, True), channels_last, fused):
+        name = "PyTorch torch.compile" if is_compiled else "PyTorch eager"
+        name += (", channels last" if is_channels_last else "") + (FUSED if is_fused else "")
+        made[name] = net(problem, is_compiled, is_channels_last, is_fused)
+    return made
+
+
+def torch_training(nets: dict[str, TorchNet]) -> list[Contestant]:
+    return [Contestant(name, net.step, is_peer=True) for name, net in nets.items()]
+
+
+def torch_prediction(nets: dict[str, TorchNet]) -> list[Contestant]:
+    """One for each network with fused Adam: the optimiser does not matter here."""
+    return [
+        Contestant(name.removesuffix(FUSED), net.predict, is_peer=True)
+        for name, net in nets.items()
+        if name.endswith(FUSED)
+    ]
 
 
 # JAX ------------------------------------------------------------------------------------------------------------
 
 
-def jax_contestants(problem: Problem) -> tuple[list[Contestant], list[Contestant]]:
-    """(training, prediction) in JAX: the whole step one jit, all state donated."""
-    import jax
+def jax_start(problem: Problem, features: Features = None) -> tuple[Any, Any]:
+    """Initial parameters and running statistics."""
     import jax.numpy as jnp
 
-    def conv(x: Any, p: Any, stride: int = 1, padding: str = "SAME") -> Any:
-        y = jax.lax.conv_general_dilated(
-            x, p["Weights"], (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return y + p["Bias"]
+    def arranged(name: str, w: np.ndarray) -> Any:
+        if w.ndim == 2 and name == "Weights":
+            w = np.moveaxis(connected(w, features), (0, 1), (-1, -2)).reshape(-1, len(w))
+        return jnp.array(w if name == "Weights" else w.reshape(-1))
 
-    def model(ps: Any, statistics: Any, x: Any, is_training: bool) -> Any:
-        moved = dict(statistics)
+    ps = {layer: {name: arranged(name, w) for name, w in ws.items()} for layer, ws in problem.arrays().items()}
+    sizes = {layer: s.TrainedMean.size for layer, s in problem.state.items()}
+    return ps, {layer: (jnp.zeros(n), jnp.ones(n)) for layer, n in sizes.items()}
 
-        def norm(x: Any, layer: str) -> Any:
-            mean, variance = statistics[layer]
-            if is_training:
-                mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
-                moved[layer] = tuple(0.9 * old + 0.1 * new for old, new in zip(statistics[layer], (mean, variance)))
-            factor = ps[layer]["Scale"] * jax.lax.rsqrt(variance + 1e-5)
-            return (x - mean) * factor + ps[layer]["Offset"]
 
-        y = jax.nn.relu(norm(conv(x, ps["conv1"]), "batchnorm1"))
-        skip = norm(conv(y, ps["convSkip"], 2, "VALID"), "batchnormSkip")
-        y = jax.nn.relu(norm(conv(y, ps["conv2"], 2), "batchnorm2"))
-        y = norm(conv(y, ps["conv3"]), "batchnorm3")
-        features = jax.nn.relu(skip + y).reshape(len(x), -1)
-        scores, angles = (features @ ps[fc]["Weights"] + ps[fc]["Bias"] for fc in ("fc1", "fc2"))
-        return scores, angles, moved
+def jax_batches(problem: Problem) -> list[tuple[Any, ...]]:
+    """The batches with observations first and channels last."""
+    import jax.numpy as jnp
 
-    def loss(ps: Any, statistics: Any, x: Any, digits: Any, angles: Any) -> Any:
-        scores, found, moved = model(ps, statistics, x, True)
-        labels = -(digits * jax.nn.log_softmax(scores)).sum() / len(x)
-        return labels + 0.1 * 0.5 * ((found - angles) ** 2).sum() / len(x), moved
+    return [tuple(jnp.asarray(np.moveaxis(x, -1, 0)) for x in batch) for batch in problem.batches]
+
+
+def jax_conv(x: Any, p: Any, stride: int = 1) -> Any:
+    from jax.lax import conv_general_dilated
+
+    order = ("NHWC", "HWIO", "NHWC")
+    return conv_general_dilated(x, p["Weights"], (stride, stride), "SAME", dimension_numbers=order) + p["Bias"]
+
+
+def jax_norm(x: Any, p: Any, statistics: Any, is_training: bool) -> tuple[Any, Any]:
+    """Batch normalisation and the running statistics after it."""
+    from jax.lax import rsqrt
+
+    mean, variance = statistics
+    if is_training:
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        statistics = tuple(0.9 * old + 0.1 * new for old, new in zip(statistics, (mean, variance)))
+    return (x - mean) * (p["Scale"] * rsqrt(variance + 1e-5)) + p["Offset"], statistics
+
+
+def jax_crossentropy(scores: Any, targets: Any) -> Any:
+    from jax.nn import log_softmax
+
+    return -(targets * log_softmax(scores)).sum() / len(scores)
+
+
+def jax_training(
+    loss: Callable[..., Any], problem: Problem, features: Features = None, name: str = "JAX jit of the whole step"
+) -> Contestant:
+    """The whole step one jit, all state donated.
+
+    loss : (parameters, running statistics, *batch) -> (loss, new statistics).
+    """
+    import jax
+    import jax.numpy as jnp
 
     def step(ps: Any, m: Any, v: Any, statistics: Any, t: Any, *batch: Any) -> Any:
         (value, statistics), g = jax.value_and_grad(loss, has_aux=True)(ps, statistics, *batch)
@@ -181,37 +216,13 @@ def jax_contestants(problem: Problem) -> tuple[list[Contestant], list[Contestant
         ps = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8), ps, m, v)
         return ps, m, v, statistics, value
 
-    def predictions(ps: Any, statistics: Any, x: Any) -> Any:
-        scores, angles, _ = model(ps, statistics, x, False)
-        return jax.nn.softmax(scores), angles
-
-    step, predictions = jax.jit(step, donate_argnums=(0, 1, 2, 3)), jax.jit(predictions)
-
-    def arranged(layer: str, name: str, w: np.ndarray) -> Any:
-        if layer.startswith("fc") and name == "Weights":  # columns count rows, columns, channels; here the reverse
-            w = w.reshape(-1, 32, 14, 14).transpose(3, 2, 1, 0).reshape(-1, len(w))
-        return jnp.asarray(w if w.ndim == 4 or name == "Weights" else w.reshape(-1))
-
-    def start() -> Any:
-        ps = {layer: {name: arranged(layer, name, w) for name, w in ws.items()}
-              for layer, ws in problem.arrays().items()}  # fmt: skip
-        zeros = [jax.tree.map(jnp.zeros_like, ps) for _ in range(2)]
-        return [ps, *zeros, {name: (jnp.zeros(n), jnp.ones(n)) for name, n in NORMS.items()}]
-
-    batches = [
-        (jnp.asarray(X.transpose(3, 0, 1, 2)), jnp.asarray(T1.T), jnp.asarray(T2.T)) for X, T1, T2 in problem.batches
-    ]
-    states, fixed = start(), start()
+    step = jax.jit(step, donate_argnums=(0, 1, 2, 3))
+    ps, statistics = jax_start(problem, features)
+    states = [ps, *(jax.tree.map(jnp.zeros_like, ps) for _ in range(2)), statistics]
+    batches = jax_batches(problem)
 
     def train(i: int) -> Any:
         *states[:], value = step(*states, np.float32(i + 1), *batches[i % len(batches)])
         return value
 
-    def predict(i: int) -> Any:
-        return predictions(fixed[0], fixed[3], batches[i % len(batches)][0])
-
-    name = "JAX jit"
-    return (
-        [Contestant(f"{name} of the whole step", train, jax.block_until_ready, True)],
-        [Contestant(name, predict, jax.block_until_ready, True)],
-    )
+    return Contestant(name, train, jax.block_until_ready, is_peer=True)
