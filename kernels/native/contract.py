@@ -20,8 +20,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
+from .tail import Tail
 
 ELEMENTS = {"float": 4, "double": 8}
 UNROLLED = 24  # multiply-adds in the innermost loop's body, about; in longer ones LLVM keeps too much in registers
@@ -147,45 +149,15 @@ class Operand(NamedTuple):
     offset: int = 0
 
 
-Address = tuple[str, int]  # pointer, constant bytes
-
-
-class Place(NamedTuple):
-    """Where a finished vector belongs, for an epilogue: indices along the kept dimensions.
-
-    index[d] = (variable part, constant part) for dimension d of the nest; vector is the number of the vector along the
-    vector dimension, mask the lanes that count (None: all).
-    """
-
-    index: dict[int, tuple[Any, int]]
-    mask: str | None
-
-
-class Epilogue:
-    """What becomes of finished values instead of being stored in y. The default stores them.
-
-    begin(rows, columns) before the values of a block, take(...) for each, end() after them.
-    """
-
-    def begin(self) -> None:
-        """Before the values of one block."""
-
-    def take(self, value: str, address: str, place: Place) -> None:
-        """One vector."""
-
-    def end(self) -> None:
-        """After the values of one block."""
-
-
 def contract(
     f: Any, element: str, dims: Sequence[Dim], y: Operand, a: Operand, b: Operand, *,
-    keeps: str | None = None, epilogue: Epilogue | None = None,
+    keeps: str | None = None, tail: Tail | None = None, names: Sequence[int | None] = (),
 ) -> None:  # fmt: skip
     """Write the nest.
 
-    element  : "float" or "double".
-    keeps    : an i1: where it holds, the result is added to what y holds; None: it replaces it.
-    epilogue : gets the values instead of y.
+    element : "float" or "double".
+    keeps   : an i1: where it holds, the result is added to what y holds; None: it replaces it.
+    tail    : gets the values instead of y (not in the dot form); `names` are the dimensions of its loop that these are.
     Raises ValueError where `form_of` finds no form.
     """
     size = ELEMENTS[element]
@@ -195,17 +167,17 @@ def contract(
         raise ValueError(f"contract: no unit stride to vectorise along in {list(dims)}; copy an operand first.")
     if form.is_swapped:
         numbered, a, b = [(i, d.swapped) for i, d in numbered], b, a
-    writer = _Writer(f, element, size, numbered, form, y, a, b, keeps, epilogue)
+    writer = _Writer(f, element, size, numbered, form, y, a, b, keeps, tail, names)
     writer.write()
 
 
 class _Writer:
     def __init__(
         self, f: Any, element: str, size: int, dims: list[tuple[int, Dim]], form: Form, y: Operand, a: Operand,
-        b: Operand, keeps: str | None, epilogue: Epilogue | None,
+        b: Operand, keeps: str | None, tail: Tail | None, names: Sequence[int | None],
     ) -> None:  # fmt: skip
         self.f, self.element, self.size, self.form, self.keeps = f, element, size, form, keeps
-        self.epilogue = epilogue
+        self.tail, self.names = tail, names
         self.kind = f.vector(element)
         self.lanes = f.lanes(size)
         v = form.vector
@@ -342,23 +314,31 @@ class _Writer:
         if self.is_dot:
             self._store_dots(y_base, y_at, y_up, totals)
             return
-        if self.epilogue is not None:
-            self.epilogue.begin()
-        for r, (i, j) in enumerate(rows):
+        if self.tail is not None:
+            self._hand_over(rows, totals, masks, first_p, first_o, first_q)
+            return
+        for r in range(len(rows)):
             for k in range(q):
-                value, address = f.get(kind, totals[r][k]), f.at(y_base, y_at[r] + y_up[k])
-                if self.epilogue is not None:
-                    index = dict({n: (at, 0) for n, at in self._base.items()})
-                    if self.rows:
-                        index[self.rows[-1][0]] = (first_p, j)
-                    if len(self.rows) > 1:
-                        index[self.rows[-2][0]] = (first_o, i)
-                    index[self.form.vector] = (f.mul(first_q, self.lanes), k * self.lanes)
-                    self.epilogue.take(value, address, Place(index, masks[k]))
-                else:
-                    self._store(value, address, masks[k])
-        if self.epilogue is not None:
-            self.epilogue.end()
+                self._store(f.get(kind, totals[r][k]), f.at(y_base, y_at[r] + y_up[k]), masks[k])
+
+    def _hand_over(
+        self, rows: list[tuple[int, int]], totals: list[list[str]], masks: list[str | None], first_p: Any, first_o: Any,
+        first_q: Any,
+    ) -> None:  # fmt: skip
+        """The values of a block to the tail."""
+        tail, names = self.tail, self.names
+        assert tail is not None
+        inner = names[self.rows[-1][0]] if self.rows else None
+        second = names[self.rows[-2][0]] if len(self.rows) > 1 else None
+        index = {names[n]: at for n, at in self._base.items()}
+        index.update({inner: first_p, second: first_o, names[self.form.vector]: self.f.mul(first_q, self.lanes)})
+        known = {d: at for d, at in index.items() if d is not None}
+        tail.begin(known, {d for d in (inner, second) if d is not None}, masks)
+        for r, (i, j) in enumerate(rows):
+            offsets = {d: n for d, n in ((inner, j), (second, i)) if d is not None}
+            for k in range(len(masks)):
+                tail.take(self.f.get(self.kind, totals[r][k]), offsets, k)
+        tail.end()
 
     def _load(self, address: str, mask: str | None) -> str:
         f = self.f
@@ -472,6 +452,3 @@ class contextlib_stack:
     def __exit__(self, *error: Any) -> None:
         for loop in reversed(self._open):
             loop.__exit__(*error)
-
-
-Write = Callable[..., None]

@@ -38,6 +38,65 @@ def lanes_of(f: Any, loop: Any) -> int:
     return int(f.lanes(min(found, default=8)))
 
 
+class Lanes:
+    """Vectors of so many lanes, between registers and memory."""
+
+    def __init__(self, f: Any, lanes: int) -> None:
+        self.f, self.lanes = f, lanes
+
+    def type(self, dtype: str, lanes: int) -> str:
+        """The LLVM type of values in flight; truths are i1."""
+        element = "i1" if dtype == "bool" else LLVM[dtype]
+        return element if lanes == 1 else f"<{lanes} x {element}>"
+
+    def load(self, dtype: str, at: str, step: int, mask: Any) -> str:
+        """A vector of elements `step` bytes apart."""
+        f, kind = self.f, f"<{self.lanes} x {LLVM[dtype]}>"
+        if step != SIZES[dtype]:
+            value = f.gather(kind, at, step, mask)
+        else:
+            value = f.load(kind, at) if mask is None else f.masked_load(kind, at, mask)
+        return str(f.convert(value, kind, self.type("bool", self.lanes)) if dtype == "bool" else value)
+
+    def load_one(self, dtype: str, at: str) -> str:
+        """A scalar."""
+        value = self.f.load(LLVM[dtype], at)
+        return str(self.f.convert(value, "i8", "i1") if dtype == "bool" else value)
+
+    def save(self, value: str, old: str, new: str, at: str, step: int, mask: Any) -> None:
+        """A vector of type `old` to elements of type `new`, `step` bytes apart."""
+        f, kind = self.f, f"<{self.lanes} x {LLVM[new]}>"
+        value = self.in_memory(value, old, new, self.lanes)
+        if step != SIZES[new]:
+            f.scatter(kind, value, at, step, mask)
+        elif mask is None:
+            f.store(kind, value, at)
+        else:
+            f.masked_store(kind, value, at, mask)
+
+    def in_memory(self, value: str, old: str, new: str, lanes: int) -> str:
+        """A value as it lies in memory: truths as bytes."""
+        value = self.f.convert(value, self.type(old, lanes), self.type(new, lanes))
+        if new == "bool":
+            return str(self.f.convert(value, self.type("bool", lanes), "i8" if lanes == 1 else f"<{lanes} x i8>"))
+        return str(value)
+
+    def identity(self, store: Any, dtype: str) -> str:
+        """What combining with leaves a store's numbers alone, in every lane."""
+        if dtype == "bool":
+            return "<" + ", ".join([f"i1 {'true' if store.identity else 'false'}"] * self.lanes) + ">"
+        return str(self.f.constant(self.type(dtype, self.lanes), store.identity))
+
+    def combined(self, store: Any, dtype: str, a: str, b: str, lanes: int) -> str:
+        """Two values of a combining store, combined."""
+        return str(words.evaluate(self.f, store.combine, [(a, dtype), (b, dtype)], lanes, dtype, dtype))
+
+
+def wide(store: Any, source: str) -> str:
+    """The type in which a combining store adds up a source of some type."""
+    return "float64" if store.combine in WIDENED and source != "bool" else source
+
+
 class Cell(NamedTuple):
     """A reduction: its store, inside how many loops it accumulates, and in what type."""
 
@@ -59,13 +118,13 @@ def write(
     _Nest(f, loop, lo, hi, address, first, dim).write()
 
 
-class _Nest:
+class _Nest(Lanes):
     def __init__(
         self, f: Any, loop: Any, lo: Any, hi: Any, address: Callable[[Any, bool], str], first: Any, dim: int
     ) -> None:  # fmt: skip
-        self.f, self.loop, self.lo, self.hi, self.first, self.range = f, loop, lo, hi, first, dim
+        super().__init__(f, lanes_of(f, loop))
+        self.loop, self.lo, self.hi, self.first, self.range = loop, lo, hi, first, dim
         self.rank = len(loop.sizes)
-        self.lanes = lanes_of(f, loop)
         self.v = self.rank - 1
         loads = [(s.access, SIZES[s.dtype]) for s in loop.steps if s.access is not None]
         stores = [(s.access, SIZES[s.dtype]) for s in loop.stores]
@@ -115,9 +174,7 @@ class _Nest:
 
     def _cell(self, s: Any) -> Cell:
         level = max([self.place[d] + 1 for d, x in enumerate(s.access.strides) if x], default=0)
-        dtype = self.loop.steps[s.source].dtype
-        if s.combine in WIDENED and dtype != "bool":
-            dtype = "float64"
+        dtype = wide(s, self.loop.steps[s.source].dtype)
         return Cell(s, level, dtype, s.access.strides[self.v] != 0, {})
 
     # the loops ------------------------------------------------------------------------------------------------------
@@ -190,10 +247,6 @@ class _Nest:
         return found
 
     # steps and stores -----------------------------------------------------------------------------------------------
-    def _type(self, dtype: str, lanes: int) -> str:
-        element = "i1" if dtype == "bool" else LLVM[dtype]
-        return element if lanes == 1 else f"<{lanes} x {element}>"
-
     def _compute(self, i: int, step: Any, pointers: dict[int, str], vectors: Vectors) -> None:
         f, lanes = self.f, self.lanes
         if not self.is_vector[i]:
@@ -201,8 +254,7 @@ class _Nest:
                 args = [(self.values[x, -1], self.loop.steps[x].dtype) if _is_temp(x) else x for x in step.args]
                 self.values[i, -1] = words.evaluate(f, step.text, args, 1, step.dtype, step.literal_dtype)
             else:
-                value = f.load(LLVM[step.dtype], pointers[id(step.access)])
-                self.values[i, -1] = f.convert(value, "i8", "i1") if step.dtype == "bool" else value
+                self.values[i, -1] = self.load_one(step.dtype, pointers[id(step.access)])
             return
         for q, mask in vectors:
             if step.access is None:
@@ -215,37 +267,15 @@ class _Nest:
         """A step's value as a vector."""
         if self.is_vector[i]:
             return self.values[i, q]
-        return str(self.f.splat(self._type(self.loop.steps[i].dtype, self.lanes), self.values[i, -1]))
+        return str(self.f.splat(self.type(self.loop.steps[i].dtype, self.lanes), self.values[i, -1]))
 
     def _load(self, dtype: str, access: Any, pointers: dict[int, str], q: int, mask: Any) -> str:
-        """A vector from memory."""
-        f, lanes, size = self.f, self.lanes, SIZES[dtype]
-        kind, step = f"<{lanes} x {LLVM[dtype]}>", access.strides[self.v] * size
-        at = f.at(pointers[id(access)], q * lanes * step)
-        if step != size:
-            value = f.gather(kind, at, step, mask)
-        else:
-            value = f.load(kind, at) if mask is None else f.masked_load(kind, at, mask)
-        return str(f.convert(value, kind, self._type("bool", lanes)) if dtype == "bool" else value)
+        step = access.strides[self.v] * SIZES[dtype]
+        return self.load(dtype, self.f.at(pointers[id(access)], q * self.lanes * step), step, mask)
 
     def _save(self, value: str, dtype: str, s: Any, pointers: dict[int, str], q: int, mask: Any) -> None:
-        """A vector of `dtype` to where a store wants it."""
-        f, lanes, size = self.f, self.lanes, SIZES[s.dtype]
-        kind, step = f"<{lanes} x {LLVM[s.dtype]}>", s.access.strides[self.v] * size
-        at, value = f.at(pointers[id(s.access)], q * lanes * step), self._in_memory(value, dtype, s.dtype, lanes)
-        if step != size:
-            f.scatter(kind, value, at, step, mask)
-        elif mask is None:
-            f.store(kind, value, at)
-        else:
-            f.masked_store(kind, value, at, mask)
-
-    def _in_memory(self, value: str, old: str, new: str, lanes: int) -> str:
-        """A value as it lies in memory: truths as bytes."""
-        value = self.f.convert(value, self._type(old, lanes), self._type(new, lanes))
-        if new == "bool":
-            return str(self.f.convert(value, self._type("bool", lanes), "i8" if lanes == 1 else f"<{lanes} x i8>"))
-        return str(value)
+        step = s.access.strides[self.v] * SIZES[s.dtype]
+        self.save(value, dtype, s.dtype, self.f.at(pointers[id(s.access)], q * self.lanes * step), step, mask)
 
     def _put(self, s: Any, pointers: dict[int, str], vectors: Vectors) -> None:
         source, dtype = int(s.source), self.loop.steps[s.source].dtype
@@ -254,68 +284,57 @@ class _Nest:
                 self._save(self._value(source, q), dtype, s, pointers, q, mask)
             return
         if self.is_vector[source]:  # a dimension of one element
-            value = self.f.lane(self._type(dtype, self.lanes), self.values[source, 0], 0)
+            value = self.f.lane(self.type(dtype, self.lanes), self.values[source, 0], 0)
         else:
             value = self.values[source, -1]
-        self.f.store(LLVM[s.dtype], self._in_memory(value, dtype, s.dtype, 1), pointers[id(s.access)])
+        self.f.store(LLVM[s.dtype], self.in_memory(value, dtype, s.dtype, 1), pointers[id(s.access)])
 
     # reductions -----------------------------------------------------------------------------------------------------
     def _open(self, c: Cell, vectors: Vectors) -> None:
-        kind = self._type(c.dtype, self.lanes)
+        kind = self.type(c.dtype, self.lanes)
         for q in [q for q, _ in vectors] if c.is_along else range(UNROLLED):
-            c.totals[q] = self.f.var(kind, self._identity(c))
-
-    def _identity(self, c: Cell) -> str:
-        if c.dtype == "bool":
-            return "<" + ", ".join([f"i1 {'true' if c.store.identity else 'false'}"] * self.lanes) + ">"
-        return str(self.f.constant(self._type(c.dtype, self.lanes), c.store.identity))
-
-    def _combined(self, c: Cell, a: str, b: str, lanes: int) -> str:
-        operands = [(a, c.dtype), (b, c.dtype)]
-        return str(words.evaluate(self.f, c.store.combine, operands, lanes, c.dtype, c.dtype))
+            c.totals[q] = self.f.var(kind, self.identity(c.store, c.dtype))
 
     def _accumulate(self, c: Cell, vectors: Vectors) -> None:
         f, source = self.f, int(c.store.source)
-        kind = self._type(c.dtype, self.lanes)
+        kind = self.type(c.dtype, self.lanes)
         for q, mask in vectors:
-            value = f.convert(self._value(source, q), self._type(self.loop.steps[source].dtype, self.lanes), kind)
+            value = f.convert(self._value(source, q), self.type(self.loop.steps[source].dtype, self.lanes), kind)
             if mask is not None and not c.is_along:
-                value = f.select(kind, mask, value, self._identity(c))
-            f.put(kind, c.totals[q], self._combined(c, f.get(kind, c.totals[q]), value, self.lanes))
+                value = f.select(kind, mask, value, self.identity(c.store, c.dtype))
+            f.put(kind, c.totals[q], self.combined(c.store, c.dtype, f.get(kind, c.totals[q]), value, self.lanes))
 
     def _close(self, c: Cell, pointers: dict[int, str], vectors: Vectors) -> None:
         """Accumulators to the cell in memory."""
         f, s, lanes = self.f, c.store, self.lanes
         keeps = self._is_begun(c)
-        kind = self._type(c.dtype, lanes)
+        kind = self.type(c.dtype, lanes)
         if c.is_along:
             for q, mask in vectors:
                 value = f.get(kind, c.totals[q])
                 if keeps is not None:
                     old = self._load(s.dtype, s.access, pointers, q, mask)
-                    both = self._combined(c, f.convert(old, self._type(s.dtype, lanes), kind), value, lanes)
+                    both = self.combined(c.store, c.dtype, f.convert(old, self.type(s.dtype, lanes), kind), value, lanes)
                     value = f.select(kind, f.splat(f"<{lanes} x i1>", keeps), both, value)
                 self._save(value, c.dtype, s, pointers, q, mask)
             return
         value = f.get(kind, c.totals[0])
         for q in range(1, UNROLLED):
-            value = self._combined(c, value, f.get(kind, c.totals[q]), lanes)
+            value = self.combined(c.store, c.dtype, value, f.get(kind, c.totals[q]), lanes)
         value, at = self._across(c, value), pointers[id(s.access)]
         if keeps is not None:
-            old = f.load(LLVM[s.dtype], at)
-            if s.dtype == "bool":
-                old = f.convert(old, "i8", "i1")
-            both = self._combined(c, f.convert(old, self._type(s.dtype, 1), self._type(c.dtype, 1)), value, 1)
-            value = f.select(self._type(c.dtype, 1), keeps, both, value)
-        f.store(LLVM[s.dtype], self._in_memory(value, c.dtype, s.dtype, 1), at)
+            old = self.load_one(s.dtype, at)
+            both = self.combined(c.store, c.dtype, f.convert(old, self.type(s.dtype, 1), self.type(c.dtype, 1)), value, 1)
+            value = f.select(self.type(c.dtype, 1), keeps, both, value)
+        f.store(LLVM[s.dtype], self.in_memory(value, c.dtype, s.dtype, 1), at)
 
     def _across(self, c: Cell, value: str) -> str:
         """All lanes combined: halves, halves of these, ..."""
         f, lanes = self.f, self.lanes
         while lanes > 1:
-            kind, lanes = self._type(c.dtype, lanes), lanes // 2
+            kind, lanes = self.type(c.dtype, lanes), lanes // 2
             low, high = (f.part(kind, value, start, lanes) for start in (0, lanes))
-            value = self._combined(c, low, high, lanes)
+            value = self.combined(c.store, c.dtype, low, high, lanes)
         return value
 
     def _is_begun(self, c: Cell) -> str | None:

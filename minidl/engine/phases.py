@@ -36,19 +36,38 @@ SERIAL_CELLS = 512  # partial results with more cells than this are combined by 
 
 @dataclasses.dataclass
 class Item:
-    """A task of a phase: what is done, and the number of the dimension that is the range (None: all at once)."""
+    """A task of a phase: what is done, and the number of the dimension that is the range (None: all at once).
+
+    A contraction may have a tail, a loop over its values (see `tails`); step `source` of that is the value. It makes
+    what the tail makes then.
+    """
 
     work: Work
     range: int | None
     partial: dict[Id, Id] = dataclasses.field(default_factory=dict)  # buffer that is summed over the range -> partial
+    tail: Loop | None = None
+    source: int = -1
 
     @property
     def reads(self) -> set[Id]:
-        return self.work.reads
+        """The buffers it reads."""
+        if self.tail is None or not isinstance(self.work, Contract):
+            return self.work.reads
+        return (self.work.reads | self.tail.reads) - {self.work.y}
 
     @property
     def writes(self) -> list[Id]:
-        return self.work.writes
+        """The buffers it makes."""
+        return self.work.writes if self.tail is None else self.tail.writes
+
+    @property
+    def names(self) -> list[int | None]:
+        """For each index of a contraction with a tail, the dimension of the tail that it is; None if it is summed."""
+        assert isinstance(self.work, Contract)
+        dims = self.work.parts[0].dims
+        kept = sorted([(-d[1], n) for n, d in enumerate(dims) if d[1] and d[0] > 1])
+        places = {n: place for place, (_, n) in enumerate(kept)}
+        return [places.get(n) for n in range(len(dims))]
 
     @property
     def writes_whole(self) -> list[Id]:
@@ -217,7 +236,19 @@ class _Planner:
                 continue
             is_beside = home.size == size and home.reach and home.reach == reach_of(item, r)
             level = max(level, home.level if is_beside else (home.level | 1) + 1)
+        while self._is_unequal(item, size, level):
+            level += 2
         return level
+
+    def _is_unequal(self, item: Item, size: int, level: int) -> bool:
+        """Whether an item wants several indices at once while the group of that level has contractions that are better
+        off with one, or the other way round."""
+        group = self.groups.get(level // 2, {}).get(size)
+        if group is None or not isinstance(item.work, Contract) or item.range is None:
+            return False
+        others = [x for x in group.items if isinstance(x.work, Contract)]
+        wanted = self._rows_wanted(item.work, item.range) > 1
+        return any((self._rows_wanted(x.work, x.range) > 1) != wanted for x in others)  # type: ignore[arg-type]
 
     def _options(self, work: Work) -> Iterator[tuple[Item, int]]:
         """Ways of cutting a task: (item, size of its range), the better ones first."""
@@ -331,7 +362,9 @@ class _Planner:
         rows: more of them where that operand is too large to stay in a fast cache."""
         shared = [x for x in (work.a, work.b) if not work.moves(x, i)]
         is_large = any(self.layout.nbytes(x) > LARGE_BYTES for x in shared)
-        if not work.needs_rows(i) and not (is_large and work.is_row(i)):
+        if not work.is_row(i):
+            return ROWS if work.needs_rows(i) else 1
+        if not work.needs_rows(i) and not is_large:
             return 1
         return -(-(MANY_ROWS if is_large else ROWS) // max(1, work.rows(i)))
 
@@ -356,9 +389,13 @@ def reach_of(item: Item, buffer: Id) -> int:
     within that distance; otherwise 0."""
     work, d = item.work, item.range
     assert d is not None
-    if isinstance(work, Contract):
-        return work.reach_of(buffer, d)
     reaches = set()
+    if isinstance(work, Contract):
+        if item.tail is None or buffer in work.reads:
+            reaches.add(work.reach_of(buffer, d))
+        if item.tail is None:
+            return reaches.pop()
+        work, d = item.tail, 0
     accesses = [s.access for s in work.steps if s.access is not None] + [s.access for s in work.stores]
     for a in accesses:
         if a.buffer == buffer:

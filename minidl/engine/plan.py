@@ -12,7 +12,8 @@ from minidl.core.spec import Spec
 from minidl.engine.contract import Contract
 from minidl.engine.fuse import Schedule, Task, describe
 from minidl.engine.graph import Id, Node
-from minidl.engine.phases import Item, Phase, phased, reach_of
+from minidl.engine.phases import Group, Item, Phase, phased, reach_of
+from minidl.engine.tails import with_tails
 
 BOUND_BYTES = 1 << 13  # an input from this size on is read where it lies, a smaller one is copied to the arena
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector load
@@ -131,8 +132,9 @@ class PhasedPlan(Plan):
     def _line(self, item: Item, pad: str) -> str:
         nbytes = sum(self.schedule.layout.nbytes(y) for y in item.writes)
         flop = f", {_flop(item):,} FLOP" if _flop(item) else ""
-        what = f"{self._item(item.writes, item.reads)} ({nbytes:,} bytes{flop}) <- {describe(item.work)}"
-        return f"{pad}{what}  # {', '.join(item.work.where)}"
+        done = describe(item.work) if item.tail is None else f"{describe(item.work)}, then {describe(item.tail)}"
+        where = dict.fromkeys([*item.work.where, *(item.tail.where if item.tail else [])])
+        return f"{pad}{self._item(item.writes, item.reads)} ({nbytes:,} bytes{flop}) <- {done}  # {', '.join(where)}"
 
 
 def _items(segments: list[list[Phase]]) -> Iterator[Item]:
@@ -147,7 +149,9 @@ def _flop(item: Item) -> int:
     return item.work.flop if isinstance(item.work, Contract) else 0
 
 
-def plan_phases(schedule: Schedule, is_native: Callable[[Task], bool]) -> PhasedPlan:
+def plan_phases(
+    schedule: Schedule, is_native: Callable[[Task], bool], takes_tail: Callable[[Contract, int, Group], bool]
+) -> PhasedPlan:
     """Phases for the tasks that are native, in order, and memory for all buffers.
 
     A buffer lives from the level where it is made to the level where it is last read (see `phases`); what a group makes
@@ -158,6 +162,7 @@ def plan_phases(schedule: Schedule, is_native: Callable[[Task], bool]) -> Phased
     for native, run in itertools.groupby(schedule.tasks, is_native):
         tasks = list(run)
         segments += [phased(schedule, tasks)] if native else tasks
+    with_tails([phase for s in segments if isinstance(s, list) for phase in s], layout, takes_tail, segments)
     moments: list[tuple[int, set[Id], list[Id]]] = []  # (time, reads, writes)
     homes: dict[Id, set[Any]] = {}  # buffer -> the groups that touch it, and how
     time = 0

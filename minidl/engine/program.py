@@ -394,7 +394,7 @@ def compile_graph(
         graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
         layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
         tasks = winograd(recomputed(schedule(layout, is_contracting=True)))
-        plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work))
+        plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work), backend.takes_tail)
         return NativeProgram(graph, plan, backend)
     graph = simplify(expand(backend.has_kernel)(simplify(graph)))
     layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view)

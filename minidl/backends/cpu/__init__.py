@@ -95,6 +95,13 @@ def is_native_task(work: Any) -> bool:
     return program.is_native(work)
 
 
+def takes_tail(work: Any, range: int, group: Any) -> bool:
+    """Whether native code hands a contraction's values to a tail (see `engine.tails`)."""
+    from minidl.backends.cpu.native import program
+
+    return program.takes_tail(work, range, group)
+
+
 def packing(dims: Any, dtype: Any) -> tuple[int, int] | None:
     """What native contractions ask of the layout: see `engine.layout.choose_layout`."""
     from minidl.backends.cpu.native import program

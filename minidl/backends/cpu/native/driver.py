@@ -15,6 +15,7 @@ from typing import Any
 from minidl.backends.cpu.native.emitter import Function, Module
 from minidl.backends.cpu.native.target import Target
 from minidl.kernels.native import contract, nest
+from minidl.kernels.native.tail import Tail
 
 # what a table holds, each an int64
 ARENA, SCRATCH, SCRATCH_BYTES, CONTROL, RUN, THREADS, YIELD = range(7)
@@ -79,36 +80,46 @@ class Writer:
         element = ELEMENT[work.dtype]
         size = contract.ELEMENTS[element]
         dims = [contract.Dim(*d) for d in part.dims]
-        pointers = [address(work.y, True), address(work.a, False), address(work.b, False)]
+        pointers = ["%S" if item.tail is not None else address(work.y, True), address(work.a, False),
+                    address(work.b, False)]  # fmt: skip
         operands = [contract.Operand(p, offset) for p, offset in zip(pointers, part.offsets)]
         if i is None:
             contract.contract(f, element, dims, *operands)
             return
-        moving = dims[i]
-        others = [d for n, d in enumerate(dims) if n != i]
+        for loop in [item.tail] if item.tail is not None else []:  # found here, where all that follows can use them
+            for k, step in enumerate(loop.steps):
+                if step.access is not None and k != item.source:
+                    address(step.access.buffer, False)
+            for store in loop.stores:
+                address(store.access.buffer, True)
+        moving, lanes = dims[i], f.lanes(size)
         keeps = None if moving.y else f.op("icmp ne i64 %lo, %first")
+        names = item.names if item.tail is not None else [None] * len(dims)
 
-        def at(index: Any) -> list[contract.Operand]:
-            return [
-                contract.Operand(f.at(x.pointer, f.mul(index, stride * size)), x.offset)
-                for x, stride in zip(operands, (moving.y, moving.a, moving.b))
-            ]
+        def written(dims: list[contract.Dim], names: list[Any], index: Any, keeps: str | None) -> None:
+            steps = (moving.y if item.tail is None else 0, moving.a, moving.b)
+            here = [contract.Operand(f.at(x.pointer, f.mul(index, n * size)), x.offset) for x, n in zip(operands, steps)]
+            done = None
+            if item.tail is not None:
+                begins = f.op(f"icmp eq i64 {index}, %first")
+                done = Tail(f, item.tail, item.source, address, lanes, {0: index}, begins)
+            contract.contract(f, element, dims, *here, keeps=keeps, tail=done, names=names)
 
-        if group.tile > 1 and (work.needs_rows(i) or work.is_row(i)):
-            rest = group.size % group.tile
-            whole = [*others[:0], moving._replace(size=group.tile), *others]
-            if not rest:
-                contract.contract(f, element, whole, *at("%lo"), keeps=keeps)
-                return
-            is_whole = f.op(f"icmp eq i64 {f.sub('%hi', '%lo')}, {group.tile}")
-            with f.choice(is_whole) as otherwise:
-                contract.contract(f, element, whole, *at("%lo"), keeps=keeps)
-                otherwise()
-                contract.contract(f, element, [moving._replace(size=rest), *others], *at("%lo"), keeps=keeps)
+        if not _is_tiled(work, i, group):
+            others = [d for n, d in enumerate(dims) if n != i]
+            with f.loop("%lo", "%hi") as index:
+                keeps = None if moving.y else f.op(f"icmp ne i64 {index}, %first")
+                written(others, [d for n, d in enumerate(names) if n != i], index, keeps)
             return
-        with f.loop("%lo", "%hi") as index:
-            keeps = None if moving.y else f.op(f"icmp ne i64 {index}, %first")
-            contract.contract(f, element, others, *at(index), keeps=keeps)
+        whole, *rest = _tiled(part, i, group)
+        names = [names[i], *(d for n, d in enumerate(names) if n != i)]
+        if not rest:
+            written(whole, names, "%lo", keeps)
+            return
+        with f.choice(f.op(f"icmp eq i64 {f.sub('%hi', '%lo')}, {group.tile}")) as otherwise:
+            written(whole, names, "%lo", keeps)
+            otherwise()
+            written(rest[0], names, "%lo", keeps)
 
     # phases ---------------------------------------------------------------------------------------------------------
     def _phase(self, p: int, phase: Any) -> None:
@@ -203,6 +214,27 @@ class Writer:
             f.call("llvm.x86.sse2.pause", "void", types="")
         elif self.target.triple.startswith(("aarch64", "arm64")):
             f.call("llvm.aarch64.hint", "void", "i32 1", types="i32")
+
+
+def _is_tiled(work: Any, i: int, group: Any) -> bool:
+    """Whether a contraction takes all indices of a tile at once."""
+    return bool(group.tile > 1 and (work.needs_rows(i) or work.is_row(i)))
+
+
+def _tiled(part: Any, i: int, group: Any) -> list[list[contract.Dim]]:
+    """The dimensions for a whole tile, and for the last one if it is smaller; the range first."""
+    dims = [contract.Dim(*d) for d in part.dims]
+    others = [d for n, d in enumerate(dims) if n != i]
+    rest = group.size % group.tile
+    return [[dims[i]._replace(size=size), *others] for size in ([group.tile, rest] if rest else [group.tile])]
+
+
+def variants(work: Any, i: int, group: Any) -> list[list[contract.Dim]]:
+    """The dimensions of all nests that are written for a contraction with one part."""
+    (part,) = work.parts
+    if _is_tiled(work, i, group):
+        return _tiled(part, i, group)
+    return [[contract.Dim(*d) for n, d in enumerate(part.dims) if n != i]]
 
 
 class _Addresses:

@@ -61,6 +61,18 @@ def segment(phases: list[Any], plan: Any) -> Segment:
     return Segment(phases, places, plan.scratch_bytes, work)
 
 
+def takes_tail(work: Any, i: int, group: Any) -> bool:
+    """Whether the values of a contraction go through registers that a tail can take them from."""
+    if len(work.parts) != 1 or not work.moves(work.y, i):
+        return False
+    size = contract.ELEMENTS[driver.ELEMENT[work.dtype]]
+    for dims in driver.variants(work, i, group):
+        form = contract.form_of(dims, host().lanes(size))
+        if form is None or form.name == "dot" or dims[form.vector].y != 1:
+            return False
+    return True
+
+
 class Segment:
     """The code for phases of tasks whose buffers lie at these places."""
 
