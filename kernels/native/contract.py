@@ -160,6 +160,8 @@ def contract(
     tail    : gets the values instead of y (not in the dot form); `names` are the dimensions of its loop that these are.
     Raises ValueError where `form_of` finds no form.
     """
+    if any(d.y and not d.size for d in dims):
+        return  # y has no elements
     size = ELEMENTS[element]
     numbered = [(i, d) for i, d in enumerate(dims)]
     form = form_of(dims, f.lanes(size))

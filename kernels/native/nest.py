@@ -4,13 +4,14 @@ A loop (see minidl's core.loop) has sizes, steps and stores. One dimension is a 
 all others are known now. Vectors run along the last dimension. What does not move along a loop is computed outside
 of it; what does not move along the vectors is computed once, as a scalar.
 
-Reductions accumulate in registers, sums and products in double, over the loops inside the last dimension that is kept.
-Where a dimension outside of it is reduced too, the cell in memory is combined with; `first` is the index of the range
-with which a new cell begins.
+Reductions accumulate in registers, over the loops inside the last dimension that is kept: sums of single precision over
+the innermost loop, of at most BLOCK turns, in single, all others and all products in double. Where a dimension outside is
+reduced too, the cell in memory is combined with; `first` is the index of the range with which a new cell begins.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from . import words
 LLVM = {"float32": "float", "float64": "double", "bool": "i8", "int64": "i64", "uint64": "i64"}
 SIZES = {"float32": 4, "float64": 8, "bool": 1, "int64": 8, "uint64": 8}
 UNROLLED = 4  # vectors per turn
+BLOCK = 64  # terms of a sum in single precision
+SUM = "({0} + {1})"
 WIDENED = ("({0} + {1})", "({0} * {1})")  # combined in double
 
 Vectors = list[tuple[int, Any]]  # (number of the vector within a turn, its mask or None)
@@ -104,7 +107,9 @@ class Cell(NamedTuple):
     level: int
     dtype: str
     is_along: bool  # whether the vectors' dimension is kept
+    is_narrow: bool  # whether the innermost loop adds up in single precision
     totals: dict[int, str]
+    block: dict[int, str]  # the innermost loop's totals
 
 
 def write(
@@ -123,6 +128,7 @@ class _Nest(Lanes):
         self, f: Any, loop: Any, lo: Any, hi: Any, address: Callable[[Any, bool], str], first: Any, dim: int
     ) -> None:  # fmt: skip
         super().__init__(f, lanes_of(f, loop))
+        loop = _blocked(loop, dim)
         self.loop, self.lo, self.hi, self.first, self.range = loop, lo, hi, first, dim
         self.rank = len(loop.sizes)
         self.v = self.rank - 1
@@ -175,7 +181,11 @@ class _Nest(Lanes):
     def _cell(self, s: Any) -> Cell:
         level = max([self.place[d] + 1 for d, x in enumerate(s.access.strides) if x], default=0)
         dtype = wide(s, self.loop.steps[s.source].dtype)
-        return Cell(s, level, dtype, s.access.strides[self.v] != 0, {})
+        inner = self.order[-1]
+        turns = self.loop.sizes[inner] if inner != self.v else self.loop.sizes[inner] // (UNROLLED * self.lanes)
+        is_short = inner != self.range and turns <= BLOCK and level < len(self.order)
+        is_narrow = is_short and s.combine == SUM and self.loop.steps[s.source].dtype == "float32"
+        return Cell(s, level, dtype, s.access.strides[self.v] != 0, is_narrow, {}, {})
 
     # the loops ------------------------------------------------------------------------------------------------------
     def _level(self, k: int, pointers: dict[int, str], vectors: Vectors) -> None:
@@ -191,14 +201,20 @@ class _Nest(Lanes):
                 self._accumulate(c, vectors)
             for s in self.plain:
                 self._put(s, pointers, vectors)
-        elif self.order[k] == self.v:
-            self._vector_loops(k, pointers)
         else:
+            narrow = [c for c in self.cells if c.is_narrow] if k + 1 == len(self.order) else []
+            for c in narrow:
+                self._open_block(c)
             d = self.order[k]
-            lo, hi = (self.lo, self.hi) if d == self.range else (0, self.loop.sizes[d])
-            with self.f.loop(lo, hi, is_certain=d != self.range) as i:
-                self.index[d] = i
-                self._level(k + 1, self._moved(pointers, d, i), vectors)
+            if d == self.v:
+                self._vector_loops(k, pointers)
+            else:
+                lo, hi = (self.lo, self.hi) if d == self.range else (0, self.loop.sizes[d])
+                with self.f.loop(lo, hi, is_certain=d != self.range) as i:
+                    self.index[d] = i
+                    self._level(k + 1, self._moved(pointers, d, i), vectors)
+            for c in narrow:
+                self._close_block(c)
         for c in mine:
             self._close(c, pointers, vectors)
 
@@ -295,8 +311,28 @@ class _Nest(Lanes):
         for q in [q for q, _ in vectors] if c.is_along else range(UNROLLED):
             c.totals[q] = self.f.var(kind, self.identity(c.store, c.dtype))
 
+    def _open_block(self, c: Cell) -> None:
+        kind = self.type("float32", self.lanes)
+        for q in c.totals:
+            c.block[q] = self.f.var(kind, self.f.constant(kind, 0.0))
+
+    def _close_block(self, c: Cell) -> None:
+        f = self.f
+        narrow, kind = self.type("float32", self.lanes), self.type(c.dtype, self.lanes)
+        for q, total in c.totals.items():
+            value = f.convert(f.get(narrow, c.block[q]), narrow, kind)
+            f.put(kind, total, f.fadd(kind, f.get(kind, total), value))
+
     def _accumulate(self, c: Cell, vectors: Vectors) -> None:
         f, source = self.f, int(c.store.source)
+        if c.is_narrow:
+            kind = self.type("float32", self.lanes)
+            for q, mask in vectors:
+                value = self._value(source, q)
+                if mask is not None and not c.is_along:
+                    value = f.select(kind, mask, value, f.constant(kind, 0.0))
+                f.put(kind, c.block[q], f.fadd(kind, f.get(kind, c.block[q]), value))
+            return
         kind = self.type(c.dtype, self.lanes)
         for q, mask in vectors:
             value = f.convert(self._value(source, q), self.type(self.loop.steps[source].dtype, self.lanes), kind)
@@ -352,6 +388,28 @@ class _Nest(Lanes):
         for other in found[1:]:
             begun = f.op(f"or i1 {begun}, {other}")
         return str(begun)
+
+
+def _blocked(loop: Any, dim: int) -> Any:
+    """The loop with its innermost reduced dimension, if that is long, cut into blocks for sums in single precision."""
+    sums = [s for s in loop.stores if s.combine == SUM and loop.steps[s.source].dtype == "float32"]
+    v = len(loop.sizes) - 1
+    reduced = [d for d in range(v) if d != dim and any(not s.access.strides[d] for s in sums if s.access.strides[v])]
+    if not reduced or loop.sizes[reduced[-1]] <= BLOCK or reduced[-1] < dim:
+        return loop
+    d = reduced[-1]
+    size = next((n for n in range(BLOCK, 7, -1) if loop.sizes[d] % n == 0), 0)
+    if not size:
+        return loop
+
+    def cut(a: Any) -> Any:
+        strides = (*a.strides[:d], a.strides[d] * size, *a.strides[d:])
+        return dataclasses.replace(a, strides=strides)
+
+    steps = [s if s.access is None else dataclasses.replace(s, access=cut(s.access)) for s in loop.steps]
+    stores = [dataclasses.replace(s, access=cut(s.access)) for s in loop.stores]
+    sizes = (*loop.sizes[:d], loop.sizes[d] // size, size, *loop.sizes[d + 1 :])
+    return dataclasses.replace(loop, sizes=sizes, steps=steps, stores=stores)
 
 
 def _is_temp(x: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import words
-from .nest import SIZES, Lanes, wide
+from .nest import SIZES, SUM, Lanes, wide
 
 
 class Tail(Lanes):
@@ -76,10 +76,15 @@ class Tail(Lanes):
                     self._compute(i, step, k, {})
         self.totals = {}
         for s in self.sums:
-            dtype = wide(s, loop.steps[s.source].dtype)
+            dtype = self._block_type(s)
             kind = self.type(dtype, self.lanes)
             for k in range(len(vectors)):
                 self.totals[id(s), k] = f.var(kind, self.identity(s, dtype))
+
+    def _block_type(self, s: Any) -> str:
+        """The type in which a block adds up: a sum has so few terms there that its own type will do."""
+        source = self.loop.steps[s.source].dtype
+        return str(source) if s.combine == SUM else wide(s, source)
 
     def take(self, value: str, offsets: dict[int, int], k: int) -> None:
         """The k-th vector of a row that stands so far from the block's first, along each dimension."""
@@ -95,7 +100,7 @@ class Tail(Lanes):
             self.save(self._vector(int(s.source), k), dtype, s.dtype, at, a.strides[self.v] * size, self.vectors[k])
         for s in self.sums:
             old = loop.steps[s.source].dtype
-            dtype = wide(s, old)
+            dtype = self._block_type(s)
             kind = self.type(dtype, self.lanes)
             value = f.convert(self._vector(int(s.source), k), self.type(old, self.lanes), kind)
             total = self.totals[id(s), k]
@@ -110,7 +115,9 @@ class Tail(Lanes):
             for k, mask in enumerate(self.vectors):
                 at = f.at(self.pointers[id(s.access)], k * self.lanes * step)
                 old = f.convert(self.load(s.dtype, at, step, mask), self.type(s.dtype, self.lanes), kind)
-                value = self.combined(s, dtype, old, f.get(kind, self.totals[id(s), k]), self.lanes)
+                block = self.type(self._block_type(s), self.lanes)
+                total = f.convert(f.get(block, self.totals[id(s), k]), block, kind)
+                value = self.combined(s, dtype, old, total, self.lanes)
                 self.save(value, dtype, s.dtype, at, step, mask)
 
     def _distance(self, access: Any, offsets: dict[int, int], k: int) -> int:
