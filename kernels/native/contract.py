@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 from .tail import Tail
 
 ELEMENTS = {"float": 4, "double": 8}
-UNROLLED = 24  # multiply-adds in the innermost loop's body, about; in longer ones LLVM keeps too much in registers
+UNROLLED = 24  # multiply-adds in the innermost loop's body for 32 registers; in longer ones LLVM keeps too much in them
+SPARE = 2  # registers that a block leaves where multiply-adds cannot read memory: otherwise LLVM moves and spills
 DOT_COST, PACK_COST = 6.0, 1.75  # cycles per sum of lanes, per element copied to another order
 
 
@@ -229,9 +230,9 @@ class _Writer:
         steps = math.prod([d.size for d in self.sums])
         if self.is_dot:
             steps *= -(-self.vector.size // self.lanes)
-        block = best_block(
-            inner, second, vectors, steps, self.f.target.registers, self.form.name == "each", self.is_dot
-        )
+        target = self.f.target
+        registers = target.registers - (0 if target.is_x86 else SPARE)
+        block = best_block(inner, second, vectors, steps, registers, self.form.name == "each", self.is_dot)
         with contextlib_stack(self.f, turns) as moved:
             self._base.update(moved)
             here = [self._moved(p, [(i, getattr(d, n)) for i, d in turns], moved) for p, n in zip(here, "yab")]
@@ -386,7 +387,7 @@ class _Writer:
         totals: list[list[str]], masks: list[str | None],
     ) -> None:  # fmt: skip
         f, size = self.f, self.size
-        most = max(1, UNROLLED // (len(a_at) * len(b_at)))
+        most = max(1, UNROLLED * f.target.registers // 32 // (len(a_at) * len(b_at)))
         turns = next(n for n in range(min(most, count), 0, -1) if count % n == 0)
         if turns < min(most, count) / 2 and count > most:  # no good divisor: a rest of its own
             turns = most

@@ -4,9 +4,10 @@ A loop (see minidl's core.loop) has sizes, steps and stores. One dimension is a 
 all others are known now. Vectors run along the last dimension. What does not move along a loop is computed outside
 of it; what does not move along the vectors is computed once, as a scalar.
 
-Reductions accumulate in registers, over the loops inside the last dimension that is kept: sums of single precision over
-the innermost loop, of at most BLOCK turns, in single, all others and all products in double. Where a dimension outside is
-reduced too, the cell in memory is combined with; `first` is the index of the range with which a new cell begins.
+Reductions accumulate in registers, over the loops inside the last dimension that is kept: sums of single precision
+over the innermost loop, of at most BLOCK turns, in single, all others and all products in double. Where a dimension
+outside is reduced too, the cell in memory is combined with; `first` is the index of the range with which a new cell
+begins.
 """
 
 from __future__ import annotations
@@ -349,8 +350,8 @@ class _Nest(Lanes):
             for q, mask in vectors:
                 value = f.get(kind, c.totals[q])
                 if keeps is not None:
-                    old = self._load(s.dtype, s.access, pointers, q, mask)
-                    both = self.combined(c.store, c.dtype, f.convert(old, self.type(s.dtype, lanes), kind), value, lanes)
+                    old = f.convert(self._load(s.dtype, s.access, pointers, q, mask), self.type(s.dtype, lanes), kind)
+                    both = self.combined(s, c.dtype, old, value, lanes)
                     value = f.select(kind, f.splat(f"<{lanes} x i1>", keeps), both, value)
                 self._save(value, c.dtype, s, pointers, q, mask)
             return
@@ -359,8 +360,8 @@ class _Nest(Lanes):
             value = self.combined(c.store, c.dtype, value, f.get(kind, c.totals[q]), lanes)
         value, at = self._across(c, value), pointers[id(s.access)]
         if keeps is not None:
-            old = self.load_one(s.dtype, at)
-            both = self.combined(c.store, c.dtype, f.convert(old, self.type(s.dtype, 1), self.type(c.dtype, 1)), value, 1)
+            old = f.convert(self.load_one(s.dtype, at), self.type(s.dtype, 1), self.type(c.dtype, 1))
+            both = self.combined(s, c.dtype, old, value, 1)
             value = f.select(self.type(c.dtype, 1), keeps, both, value)
         f.store(LLVM[s.dtype], self.in_memory(value, c.dtype, s.dtype, 1), at)
 

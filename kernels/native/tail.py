@@ -48,7 +48,8 @@ class Tail(Lanes):
         f, loop = self.f, self.loop
         self.vectors = vectors
         self.pointers: dict[int, str] = {}
-        loads = [(s.access, s.dtype, False) for i, s in enumerate(loop.steps) if s.access is not None and i != self.source]
+        steps = [s for i, s in enumerate(loop.steps) if s.access is not None and i != self.source]
+        loads = [(s.access, s.dtype, False) for s in steps]
         stores = [(s.access, s.dtype, True) for s in loop.stores]
         for a, dtype, is_stored in loads + stores:
             pointer = f.at(self._address(a.buffer, is_stored), a.offset * SIZES[dtype])

@@ -7,6 +7,7 @@ DLArray handles, so rules, tapes and the engine never hear of them.
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,27 +46,29 @@ def apply(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
     return tuple([handles.DLArray(value, labels) for value in outputs])
 
 
-def apply_each(op: Op, rows: list[tuple[Any, ...]]) -> list[Any]:
+def apply_each(op: Op, operands: tuple[Any, ...]) -> list[list[Any]]:
     """`apply` for many rows of operands: one pass over all of them where nothing is recorded and the backend can.
 
-    op   : a MAP op of floats with a body, such as a solver's step.
-    rows : its operands, for one parameter after the other.
+    op       : a MAP op of floats with a body, such as a solver's step.
+    operands : for each operand a list of dlarrays, one per row, or a number for all rows.
+    Returns for each output of the op a list of dlarrays, one per row.
     """
+    columns = [x for x in operands if type(x) is list]
+    specs, labels = [x._value.spec for x in columns[0]], [x._labels for x in columns[0]]
     run_each = getattr(backends.current(), "run_each", None)
-    ready = [[x if type(x) in _READY else handles.operand(op.name, x, is_kept=_keeps(op)) for x in row] for row in rows]
-    firsts = [_uniform(operands) for operands in ready]
-    if run_each is None or open_tapes() or any(first is None or not first._value.spec.size for first in firsts):
-        return [apply(op, row, {}) for row in rows]
-    work = []
-    for operands in ready:
-        specs = op.output_specs([x._value.spec if type(x) is handles.DLArray else x for x in operands], {})
-        work.append((specs, [x._value.data if type(x) is handles.DLArray else x for x in operands]))
+    has_plain_results = op.infer_rule is None and op.output_types.strip("f") == ""
+    if (
+        run_each is None or open_tapes() or not has_plain_results or any(spec.dtype.kind != "f" for spec in specs)
+        or any([x._value.spec for x in column] != specs or [x._labels for x in column] != labels for column in columns)
+    ):  # fmt: skip
+        results = [apply(op, row, {}) for row in zip(*[x if type(x) is list else repeat(x) for x in operands])]
+        return [list(column) for column in zip(*results)] or [[] for _ in op.output_types]
+    work = zip(*[[y._value.data for y in x] if type(x) is list else repeat(x) for x in operands])
+    count = len(op.output_types)
     with np.errstate(all="ignore"):
-        results = run_each(op, work, {})
-    return [
-        tuple([handles.DLArray(Value(spec, data), first._labels) for spec, data in zip(specs, made)])
-        for first, (specs, _), made in zip(firsts, work, results)
-    ]
+        made = run_each(op, list(zip([(spec,) * count for spec in specs], work)), {})
+    found = [list(map(handles.DLArray, map(Value, specs, datas), labels)) for datas in zip(*made)]
+    return found or [[] for _ in range(count)]
 
 
 _READY = (handles.DLArray, float, int, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import weakref
@@ -20,6 +21,7 @@ from minidl.engine.fuse import Task, schedule
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import choose_layout, memory_order
 from minidl.engine.loops import Loop
+from minidl.engine.panels import panelled
 from minidl.engine.passes import drop_unused, expand, simplify
 from minidl.engine.plan import ALIGNMENT_BYTES, PhasedPlan, Plan, plan_memory, plan_phases
 from minidl.engine.recompute import recomputed
@@ -88,6 +90,7 @@ class Program:
             start = self._base + offset
             self._flat[buffer] = self._arena[start : start + layout.nbytes(buffer)].view(specs[buffer].dtype)
         self._lock = threading.Lock()
+        _programs.add(self)
         tasks = plan.schedule.tasks
         self._is_silent = all(isinstance(task.work, Loop) for task in tasks)  # kernels may add up by NumPy
         outputs = [self._array(y, self._flat) for y in layout.graph.outputs]
@@ -215,6 +218,11 @@ class Program:
             step()
         return frame.results()
 
+    def renew(self) -> None:
+        """Make ready to run in a forked child, whatever another thread of the parent was doing."""
+        self._lock = threading.Lock()
+        self._last = {}
+
     @property
     def nbytes(self) -> int:
         """Memory held: arena, constants, frames."""
@@ -230,6 +238,18 @@ class Program:
         return "\n".join([str(self.graph), "", first, *rest])
 
 
+_programs: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for program in list(_programs):
+        program.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all)
+
+
 class NativeProgram(Program):
     """A program whose tasks run in phases, as native code; what only Python can run stands between."""
 
@@ -242,6 +262,12 @@ class NativeProgram(Program):
         ]
         self._is_silent = not any(isinstance(segment, Task) for segment in self._segments)
         return self._native_steps(self._flat)
+
+    def renew(self) -> None:
+        super().renew()
+        for segment in self._segments:
+            if not isinstance(segment, Task):
+                segment.renew()
 
     def _native_steps(self, flat: Memory) -> list[Run]:
         steps = []
@@ -257,6 +283,7 @@ class NativeProgram(Program):
     # inputs that are read where the caller has them
     def _prepare_inputs(self) -> None:
         super()._prepare_inputs()
+        self._known: dict[int, tuple[Any, int]] = {}
         layout = self.plan.schedule.layout
         self._bound_inputs: list[tuple[int, Id, tuple[int, ...], tuple[int, ...]]] = []  # shape, strides
         for k, x in enumerate(layout.graph.inputs):
@@ -274,6 +301,18 @@ class NativeProgram(Program):
         del held
         return frame.results()
 
+    def _address(self, array: np.ndarray) -> int:
+        """Where an array lies. That of one which is all of another array is remembered: results of frames are."""
+        base = array.base
+        if type(base) is not np.ndarray or base.nbytes != array.nbytes:
+            return int(array.__array_interface__["data"][0])
+        known = self._known.get(id(base))
+        if known is None or known[0]() is not base:
+            if len(self._known) > 256:
+                self._known.clear()
+            known = self._known[id(base)] = weakref.ref(base), int(array.__array_interface__["data"][0])
+        return known[1]
+
     def _bind_inputs(self, frame: Frame, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Put the addresses of arguments into the tables of the segments; what lies otherwise is copied first."""
         held, found = [], []
@@ -284,7 +323,7 @@ class NativeProgram(Program):
             if not array.flags.aligned or (array.strides != strides and not _lies_so(array, strides)):
                 array = _laid_out(array, strides)
                 held.append(array)
-            found.append((x, array.__array_interface__["data"][0]))
+            found.append((x, self._address(array)))
         for step in frame.steps:
             slots = getattr(step, "slots", None)
             if slots:
@@ -394,6 +433,7 @@ def compile_graph(
         graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
         layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
         tasks = winograd(recomputed(schedule(layout, is_contracting=True)))
+        tasks = panelled(tasks, backend.panel_columns)
         plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work), backend.takes_tail)
         return NativeProgram(graph, plan, backend)
     graph = simplify(expand(backend.has_kernel)(simplify(graph)))

@@ -1,8 +1,8 @@
 """tails: loops over the result of a contraction that are done with its values while they are in registers.
 
-A loop of the same group becomes the tail of a contraction if each of its iterations reads the contraction's result once,
-at its own index, and if what it adds up runs along the vectors' dimension. The result is then stored only if somebody else
-reads it.
+A loop of the same group becomes the tail of a contraction if each of its iterations reads the contraction's result
+once, at its own index, and if what it adds up runs along the vectors' dimension. The result is then stored only if
+somebody else reads it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ the ops check their arguments and walk the trees. All arguments are checked befo
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +21,7 @@ from minidl.core.op import MAP, op
 from minidl.core.options import options
 from minidl.core.spec import TYPE_NAMES
 from minidl.core.tape import open_tapes
-from minidl.core.tree import flatten, matching, paths, unflatten
+from minidl.core.tree import LEAF, builder, flatten, matching, paths, unflatten
 from minidl.ops.create import full
 from minidl.ops.elementwise import expm1, sqrt, square
 from minidl.ops.views import cast, view_as
@@ -100,11 +101,11 @@ def adamupdate(
     sqGradDecay = _decay(who, "sqGradDecay", sqGradDecay)
     epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
     t = _iteration(who, iteration)
-    leaves, put = _rows(who, params, grad=grad, averageGrad=averageGrad, averageSqGrad=averageSqGrad)
+    columns, put = _columns(who, params, grad=grad, averageGrad=averageGrad, averageSqGrad=averageSqGrad)
     root = sqrt if isinstance(t, DLArray) else math.sqrt
-    rates = _PerType(rate * (root(_correction(sqGradDecay, t)) / _correction(gradDecay, t)))
+    rate = rate * (root(_correction(sqGradDecay, t)) / _correction(gradDecay, t))
     constants = (gradDecay, 1 - gradDecay, sqGradDecay, 1 - sqGradDecay, epsilon)
-    return put(apply_each(adam, [(p, g, m, v, rates[p], *constants) for p, g, m, v in leaves]), 3)
+    return put(apply_each(adam, (*columns, _per_type(rate, columns[0]), *constants)))
 
 
 @options
@@ -134,10 +135,10 @@ def sgdmupdate(
     [-0.45] [-0.95]
     """
     who = "sgdmupdate"
-    rates = _PerType(_rate(who, learnRate))
+    rate = _rate(who, learnRate)
     momentum = _decay(who, "momentum", momentum)
-    leaves, put = _rows(who, params, grad=grad, vel=vel)
-    return put(apply_each(sgdm, [(p, g, velocity, rates[p], momentum) for p, g, velocity in leaves]), 2)
+    columns, put = _columns(who, params, grad=grad, vel=vel)
+    return put(apply_each(sgdm, (*columns, _per_type(rate, columns[0]), momentum)))
 
 
 @options
@@ -172,12 +173,12 @@ def rmspropupdate(
     [0.] [1.]
     """
     who = "rmspropupdate"
-    rates = _PerType(_rate(who, learnRate))
+    rate = _rate(who, learnRate)
     sqGradDecay = _decay(who, "sqGradDecay", sqGradDecay)
     epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
-    leaves, put = _rows(who, params, grad=grad, averageSqGrad=averageSqGrad)
+    columns, put = _columns(who, params, grad=grad, averageSqGrad=averageSqGrad)
     constants = (sqGradDecay, 1 - sqGradDecay, epsilon)
-    return put(apply_each(rmsprop, [(p, g, v, rates[p], *constants) for p, g, v in leaves]), 2)
+    return put(apply_each(rmsprop, (*columns, _per_type(rate, columns[0]), *constants)))
 
 
 @options
@@ -220,44 +221,125 @@ def dlupdate(fun: Callable[..., Any], A1: Tree, *A: Tree, nargout: int = 1) -> A
 # arguments ------------------------------------------------------------------------------------------------------
 
 
-def _rows(who: str, params: Tree, **others: Tree) -> tuple[Iterator[tuple[DLArray, ...]], Callable[..., Any]]:
-    """(rows of parameter, gradient and state arrays; the function that puts results back into trees)."""
-    leaves, structure = flatten(params)
+def _columns(who: str, params: Tree, **others: Tree) -> tuple[list[list[DLArray]], Callable[..., tuple[Tree, ...]]]:
+    """(the arrays of parameters, gradients and state, a list each; the function that puts results back into trees)."""
+    leaves, form = _read(params)
     arrays = [leaf if isinstance(leaf, DLArray) else _wrap(who, leaf) for leaf in leaves]
     is_plain = [not isinstance(leaf, DLArray) for leaf in leaves]
-    columns: list[list[DLArray] | None] = []
+    specs, labels = [p._value.spec for p in arrays], [p._labels for p in arrays]
+    columns: list[Any] = [arrays]
     for name, tree in others.items():
         if tree is None or (isinstance(tree, (list, tuple)) and not len(tree) and leaves):
             if name == "grad":
                 raise ShapeError(f"{who}: there are no gradients. Give the ones that dlgradient returned for params.")
             columns.append(None)
             continue
-        column = matching(who, params, structure, tree)
-        for i, leaf in enumerate(column):
-            if not isinstance(leaf, DLArray):
-                column[i] = leaf = _wrap(who, leaf)
-            elif is_plain[i]:
-                is_plain[i] = False  # a plain parameter with a dlarray gradient becomes a dlarray, so tracing goes on
-            p = arrays[i]
-            a, b = leaf._value.spec, p._value.spec
-            if a.shape != b.shape or a.dtype is not b.dtype or leaf._labels != p._labels:
-                _check_match(who, name, paths(params)[i], leaf, p)
-                column[i] = DLArray(leaf._value, p._labels)  # only one of them is labelled
+        column = form.read(tree)
+        if column is None or [x._value.spec for x in column] != specs or [x._labels for x in column] != labels:
+            column = _matched(who, name, params, form.structure, tree, arrays, is_plain)
         columns.append(column)
     if None in columns:
         zeros = [_zeros_like(p) for p in arrays]
         columns = [zeros if column is None else column for column in columns]
-    rows = zip(arrays, *columns)
 
-    def put(results: list[tuple[DLArray, ...]], count: int) -> tuple[Tree, ...]:
+    def put(results: list[list[Any]]) -> tuple[Tree, ...]:
         if True in is_plain:
             results = [
-                tuple([_unwrap(y, leaf) for y in row]) if plain else row
-                for row, plain, leaf in zip(results, is_plain, leaves)
+                [_unwrap(y, leaf) if plain else y for y, plain, leaf in zip(column, is_plain, leaves)]
+                for column in results
             ]
-        return tuple([unflatten(structure, [row[k] for row in results]) for k in range(count)])
+        return tuple(map(form.build, results))
 
-    return rows, put
+    return columns, put
+
+
+def _matched(
+    who: str, name: str, params: Tree, structure: Any, tree: Tree, arrays: list[DLArray], is_plain: list[bool]
+) -> list[DLArray]:
+    """The arrays of a gradient or state, checked against those of the parameters."""
+    column = matching(who, params, structure, tree)
+    for i, (leaf, p) in enumerate(zip(column, arrays)):
+        if not isinstance(leaf, DLArray):
+            column[i] = leaf = _wrap(who, leaf)
+        elif is_plain[i]:
+            is_plain[i] = False  # a plain parameter with a dlarray gradient becomes a dlarray, so tracing goes on
+        if leaf._value.spec != p._value.spec or leaf._labels != p._labels:
+            _check_match(who, name, paths(params)[i], leaf, p)
+            column[i] = DLArray(leaf._value, p._labels)  # only one of them is labelled
+    return column
+
+
+class _Form:
+    """How trees of one structure are read and built.
+
+    read(tree) : the leaves of a tree that has this very structure and nothing but dlarrays in it; otherwise None.
+    """
+
+    def __init__(self, structure: Any, *, is_fast: bool) -> None:
+        self.structure = structure
+        self.read: Callable[[Tree], list[Any] | None] = _reader(structure) if is_fast else lambda tree: None
+        self.build = builder(structure) if is_fast else functools.partial(unflatten, structure)
+
+
+_forms: list[_Form] = []  # those met last: a training has one, or one per network
+_MOST_FORMS = 8
+
+
+def _read(tree: Tree) -> tuple[list[Any], _Form]:
+    """(the leaves of a tree, its form)."""
+    for form in _forms:
+        leaves = form.read(tree)
+        if leaves is not None:
+            return leaves, form
+    leaves, structure = flatten(tree)
+    is_fast = {DLArray}.issuperset(map(type, leaves)) and _is_named(structure)
+    form = _Form(structure, is_fast=is_fast)
+    if is_fast:
+        _forms[:] = [form, *_forms[: _MOST_FORMS - 1]]
+    return leaves, form
+
+
+def _is_named(structure: Any) -> bool:
+    """Whether all fields have texts for names: 1 and True would be the same."""
+    if structure is None or structure == LEAF:
+        return True
+    _, names, children = structure
+    return all(type(name) is str for name in names or ()) and all(map(_is_named, children))
+
+
+def _reader(structure: Any) -> Callable[[Tree], list[Any] | None]:
+    """`_Form.read`, as straight code."""
+    space: dict[str, Any] = {"DLArray": {DLArray}}
+    lines, found = ["def read(x0):"], []
+
+    def write(node: Any, x: str) -> None:
+        if node is None:
+            lines.append(f"    if {x} is not None: return None")
+            return
+        if node == LEAF:
+            found.append(x)
+            return
+        kind, names, children = node
+        n = len(space)
+        space[f"k{n}"], space[f"n{n}"] = kind, names
+        parts = [f"x{len(lines)}_{i}" for i in range(len(children))]
+        test, values = f"len({x}) != {len(children)}", x
+        if names is not None:
+            is_dict = issubclass(kind, dict)
+            test = f"tuple({x}) != n{n}" if is_dict else "False"
+            values = f"{x}.values()" if is_dict else "".join(f"{x}.{name}, " for name in names)
+        lines.append(f"    if type({x}) is not k{n} or {test}: return None")
+        if parts:
+            lines.append(f"    {', '.join(parts)}, = {values}")
+        for child, part in zip(children, parts):
+            write(child, part)
+
+    write(structure, "x0")
+    lines.append(f"    found = [{', '.join(found)}]")
+    lines.append("    return found if DLArray.issuperset(map(type, found)) else None")
+    exec(compile("\n".join(lines), "<reader>", "exec"), space)
+    read: Callable[[Tree], list[Any] | None] = space["read"]
+    return read
 
 
 def _wrap(who: str, x: Any) -> DLArray:
@@ -326,16 +408,12 @@ def _correction(decay: float, t: Any) -> Any:
     return -(expm1 if isinstance(t, DLArray) else math.expm1)(t * math.log(decay))
 
 
-class _PerType(dict[Any, Any]):
-    """The rate for parameters of each type: a number as it is, an array converted once per type."""
-
-    def __init__(self, rate: Any) -> None:
-        self.rate = rate
-
-    def __getitem__(self, p: DLArray) -> Any:
-        if not isinstance(self.rate, DLArray):
-            return self.rate
-        dtype = p.dtype
-        if dtype not in self:
-            self[dtype] = self.rate if self.rate.dtype == dtype else cast(self.rate, dtype=dtype.name)
-        return self.get(dtype)
+def _per_type(rate: Any, params: list[DLArray]) -> Any:
+    """The rate for each parameter: a number as it is, an array as a list, converted once per type."""
+    if not isinstance(rate, DLArray):
+        return rate
+    found: dict[Any, DLArray] = {rate.dtype: rate}
+    for p in params:
+        if p.dtype not in found:
+            found[p.dtype] = cast(rate, dtype=p.dtype.name)
+    return [found[p.dtype] for p in params]

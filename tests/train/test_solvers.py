@@ -26,6 +26,7 @@ from minidl import (
 )
 from minidl.core.tape import Tape, opened
 from minidl.core.tree import flatten, unflatten
+from minidl.train import solvers
 
 SIZES = [(3, 3, 1, 4), (4, 1), (10, 7), (1,), (), (0, 3)]
 
@@ -149,6 +150,35 @@ def test_containers_come_back(update, random):
 def test_a_dict_of_gradients_fits_a_struct_of_parameters():
     p, vel = sgdmupdate(struct(w=dlarray(1.0)), {"w": dlarray(1.0)}, None)
     assert isinstance(p, struct) and isinstance(vel, struct) and p.w.item() == 0.99
+
+
+def test_trees_that_are_nearly_alike_are_told_apart():
+    """Trees of a known form are read by straight code: it must see every difference."""
+    x = dlarray(np.ones(2))
+    for _ in range(2):  # unknown, then known
+        (p, vel) = sgdmupdate({"a": x, "b": [x, None]}, {"a": x, "b": [x, None]}, {"a": x, "b": (x, None)})
+        assert flatten(p)[1] == flatten(vel)[1] == flatten({"a": x, "b": [x, None]})[1]
+        assert type(sgdmupdate(struct(a=x, b=(x,)), {"a": x, "b": [x]}, None)[0].b) is tuple
+        assert list(sgdmupdate({1: x}, {1: x}, None)[0]) == [1]
+        assert [*map(type, sgdmupdate({True: x}, {True: x}, None)[0])] == [bool]
+        wrong = [{"a": x}, {"b": [x, None], "a": x}, {"a": x, "b": [x, x]}, {"a": x, "b": [x]}, {"a": x, "b": x}, x,
+                 {"a": [x], "b": [x, None]}, {"a": x, "b": [x, None], "c": None}, [x, [x, None]]]  # fmt: skip
+        for tree in wrong:
+            with pytest.raises(ShapeError, match="containers differ"):
+                sgdmupdate({"a": x, "b": [x, None]}, tree, None)
+        with pytest.raises(DTypeError, match="str"):
+            sgdmupdate({"a": x, "b": [x, None]}, {"a": x, "b": ["text", None]}, None)
+    assert sgdmupdate([], [], None) == ([], [])
+
+
+def test_many_forms_of_trees(random):
+    for n in [*range(30), *range(30)]:
+        tree = {f"layer{i}": {"W": dlarray(random.normal(size=i))} for i in range(n)}
+        p, vel = sgdmupdate(tree, tree, tree, learnRate=0)
+        assert list(p) == list(vel) == list(tree)
+        for name, x in tree.items():
+            np.testing.assert_allclose(vel[name]["W"], 0.9 * x["W"].extractdata())
+    assert len(solvers._forms) <= solvers._MOST_FORMS
 
 
 def test_plain_arrays_stay_plain(random):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +82,17 @@ def is_native() -> bool:
     """Whether traces are compiled as native programs here (see `native`)."""
     from minidl.backends.cpu.native import compiler
 
-    return getattr(compiler, "unavailable", lambda: None)() is None
+    reason = compiler.unavailable()
+    if reason is not None and os.environ.get("MINIDL_NATIVE") != "0":
+        _tell(reason)
+    return reason is None
+
+
+@functools.cache
+def _tell(reason: str) -> None:
+    """Say once why traces run more slowly than they could."""
+    message = f"{reason} Until then accelerated functions run as Numba's loops and kernels, with the same results."
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def has_native_kernel(op: Any) -> bool:
@@ -93,6 +105,13 @@ def is_native_task(work: Any) -> bool:
     from minidl.backends.cpu.native import program
 
     return program.is_native(work)
+
+
+def panel_columns(dtype: Any) -> int:
+    """Columns that a register block of a native contraction reads at once, about."""
+    from minidl.backends.cpu.native.target import host
+
+    return 2 * host().lanes(dtype.itemsize)
 
 
 def takes_tail(work: Any, range: int, group: Any) -> bool:

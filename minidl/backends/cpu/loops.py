@@ -7,20 +7,24 @@ minidl in the user's cache folder).
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
+import itertools
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minidl.backends.cpu.cache import cache_folder
+from minidl.backends.cpu.memory import keep_freed_memory
+from minidl.backends.cpu.native import compiler
 
 CHUNKS = 8  # a large reduction is cut into this many parts, always, so that results do not depend on threads
 CHUNKED_ITERATIONS = 1 << 16
@@ -56,79 +60,219 @@ def _bound(printed: Printed, flat: Callable[[Any], np.ndarray]) -> Any:
     return run
 
 
-class _Body:
-    """A MAP op with a body, ready to be computed as one flat loop; arrays of other memory orders are copied first."""
-
-    def __init__(
-        self, op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any], numbers: dict[Any, Any]
-    ) -> None:
-        self.shape, self.size = specs[0].shape, specs[0].size
-        lead = next((x for x in arrays if isinstance(x, np.ndarray) and any(x.strides)), None)
-        self.order = None
-        if lead is not None and not lead.flags.c_contiguous:
-            self.order = sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
-        number = next((x.dtype for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind == "f"), specs[0].dtype)
-        flat, moves, dtypes, addresses = [], [], [], []
-        for x in arrays:
-            is_moving, address = False, None
-            if not isinstance(x, np.ndarray):
-                name = (id(x), number)  # rows share their literals
-                if name not in numbers:
-                    kept = np.full(1, x, np.bool_ if isinstance(x, bool) else number)
-                    numbers[name] = kept, _address(kept), x
-                x, address, _ = numbers[name]
-            elif self.order is None and x.flags.c_contiguous and x.shape == self.shape:
-                x, is_moving = x.reshape(-1), True
-            elif any([stride and n > 1 for stride, n in zip(x.strides, self.shape)]):
-                x = np.ascontiguousarray(x if self.order is None else x.transpose(self.order)).reshape(-1)
-                is_moving = True
-            else:
-                x = x[(slice(1),) * x.ndim].reshape(-1)
-            addresses.append(_address(x) if address is None else address)
-            flat.append(x)
-            moves.append(is_moving)
-            dtypes.append(x.dtype)
-        key = (op.name, tuple(dtypes), tuple(moves), tuple(params.items()))
-        printed = _bodies.get(key)
-        if printed is None:
-            printed = _bodies[key] = Printed(op.loop(tuple(dtypes), tuple(moves), params))
-        self.text = printed.text
-        self.made = [np.empty(self.size, spec.dtype) for spec in specs]
-        self.held = flat
-        self.table = printed.flat_table(self.size, addresses + [_address(y) for y in self.made])
-
-    def results(self) -> list[np.ndarray]:
-        """What was computed, in shape."""
-        if self.order is None:
-            return [y.reshape(self.shape) for y in self.made]
-        permuted = tuple(self.shape[i] for i in self.order)
-        return [y.reshape(permuted).transpose(np.argsort(self.order)) for y in self.made]
-
-
+# bodies of MAP ops, at once ---------------------------------------------------------------------------------------
 def run_body(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> list[np.ndarray]:
-    """Results of a MAP op with a body, computed at once."""
-    if specs[0].size == 0:
-        return [np.empty(spec.shape, spec.dtype) for spec in specs]
-    body = _Body(op, specs, arrays, params, {})
-    _launch()(compiled(body.text), body.size, GRAIN_ITERATIONS, body.table, body.held)
-    return body.results()
+    """Results of a MAP op with a body, computed at once; arrays: its operands, numbers among them."""
+    kinds = tuple([(x.dtype, x.strides) if isinstance(x, np.ndarray) else type(x) is bool for x in arrays])
+    rows = _rows(op, [(specs, arrays)], params, specs, kinds)
+    return rows.run([(x,) for x in arrays])[0]
 
 
 def run_each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[list[np.ndarray]]:
-    """run_body for many (specs, arrays) of the same op in one pass over all of them."""
+    """run_body for many (specs, arrays) in one pass; here a row's arrays have the type of its first result."""
+    if not rows:
+        return []
+    columns = list(zip(*[arrays for _, arrays in rows]))
+    kinds: list[Any] = []
+    for column in columns:
+        types = set(map(type, column))
+        if types == {np.ndarray}:
+            kinds.append(tuple([x.strides for x in column]))
+        elif types <= {int, float} or types == {bool}:
+            kinds.append(types == {bool})
+        else:  # arrays beside numbers
+            return [run_body(op, specs, arrays, params) for specs, arrays in rows]
+    return _rows(op, rows, params, tuple([specs[0] for specs, _ in rows]), tuple(kinds)).run(columns)
+
+
+MOST_ROWS = 1024  # so many are kept
+_kept_rows: dict[Any, _Rows] = {}
+_kept_flats: dict[Any, _Flat] = {}
+
+
+def _rows(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any], *kinds: Any) -> _Rows:
+    """What is known of rows of these kinds."""
+    key = op.name, _frozen(params), _is_native(), kinds
+    found = _kept_rows.get(key)
+    if found is None:
+        if len(_kept_rows) >= MOST_ROWS:
+            _kept_rows.clear()
+        found = _kept_rows[key] = _Rows(op, rows, params)
+    return found
+
+
+def _frozen(params: dict[str, Any]) -> Any:
+    return (tuple(params.items()), repr(params)) if params else ()  # the text tells 0.0 from -0.0, and 1 from True
+
+
+def _is_native() -> bool:
+    return compiler.unavailable() is None
+
+
+class _Flat(NamedTuple):
+    """A loop over flat arrays as a job for threads, and what its table holds.
+
+    entries : 0 for the number of elements, 1 + b for the address of buffer b; then, counting on, those of the literals.
+    """
+
+    address: int
+    entries: list[int]
+    literals: list[np.ndarray]
+    code: Any = None  # without it the job is gone
+
+
+def _flat(op: Any, dtypes: tuple[Any, ...], moves: tuple[bool, ...], params: dict[str, Any]) -> _Flat:
+    """The body of an op; moves: of each input, whether it is an array (True) or one number for all (False)."""
+    key = op.name, _frozen(params), _is_native(), dtypes, moves
+    if key not in _kept_flats:
+        loop = op.loop(dtypes, moves, params)
+        _kept_flats[key] = (_native_flat(loop) if _is_native() else None) or Printed(loop).flat()
+    return _kept_flats[key]
+
+
+def _native_flat(loop: Any) -> _Flat | None:
+    from minidl.backends.cpu.native import bodies
+
+    if not bodies.is_supported(loop):
+        return None
+    code, literals = bodies.compile_body(loop)
+    return _Flat(code.address("k"), list(range(1, 1 + _buffers(loop) + len(literals))), literals, code)
+
+
+def _buffers(loop: Any) -> int:
+    return 1 + max([*loop.reads, *loop.writes])
+
+
+class _Table(NamedTuple):
+    """What a run over rows fills in: while it lasts, nobody else has it."""
+
+    words: np.ndarray  # the tables of all rows, one after the other
+    numbers: list[tuple[int, np.ndarray]]  # (operand, a number per row)
+    job: Callable[[], Any]
+
+
+class _Rows:
+    """Rows of operands of a MAP op with a body: everything that depends on their shapes, types and strides alone.
+
+    Each row is a flat loop. Arrays of another memory order than the row's first are copied, and what is the same
+    everywhere is read as one number. A run is left with finding addresses, filling a table, and one job for all rows.
+    Arrays are numbered column by column: the first operand of each row, the second of each, ..., then the results.
+    """
+
+    def __init__(self, op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> None:
+        keep_freed_memory()
+        operands = rows[0][1]
+        self._count, self._inputs, self._outputs = len(rows), len(operands), len(rows[0][0])
+        self._arrays = [j for j, x in enumerate(operands) if isinstance(x, np.ndarray)]
+        self._numbers = [j for j, x in enumerate(operands) if not isinstance(x, np.ndarray)]
+        self._sizes = [specs[0].size for specs, _ in rows]
+        self._orders: list[Any] = []  # of each row: its dimensions as they lie in memory; None is C order
+        self._types: list[list[np.dtype[Any]]] = []  # of each row: those of its numbers
+        self._copied: list[tuple[int, Any]] = []  # (array, order)
+        self._flats = [self._flat(op, r, *row, params) for r, row in enumerate(rows)]
+        self._starts = [0, *itertools.accumulate(len(flat.entries) for flat in self._flats)]
+        results = [(k, r) for k in range(self._outputs) for r in range(self._count)]
+        self._made = [(_permuted(rows[r][0][k].shape, self._orders[r]), rows[r][0][k].dtype) for k, r in results]
+        self._turned = [(i, np.argsort(self._orders[r])) for i, (_, r) in enumerate(results) if self._orders[r]]
+        buffers = [*self._arrays, *range(self._inputs, self._inputs + self._outputs)]
+        places = [
+            start + flat.entries.index(1 + b) for b in buffers for start, flat in zip(self._starts, self._flats)
+        ]  # fmt: skip
+        self._places = np.array(places, np.intp)  # of the arrays' addresses in the words of a table
+        self._tables: list[_Table] = []  # those that nobody has
+
+    def _flat(self, op: Any, r: int, specs: Any, operands: Any, params: dict[str, Any]) -> _Flat:
+        """The compiled loop of a row."""
+        arrays = [operands[j] for j in self._arrays]
+        lead = next((x for x in arrays if any(x.strides)), None)
+        order = None
+        if lead is not None and not lead.flags.c_contiguous:
+            order = sorted(range(lead.ndim), key=lambda i: -lead.strides[i])
+        number = next((x.dtype for x in arrays if x.dtype.kind == "f"), specs[0].dtype)
+        types = [getattr(x, "dtype", np.dtype(bool) if isinstance(x, bool) else number) for x in operands]
+        moves = [False] * len(operands)
+        for k, j in enumerate(self._arrays):
+            x = operands[j] if order is None else operands[j].transpose(order)
+            is_dense = x.flags.c_contiguous
+            moves[j] = is_dense or any(stride and n > 1 for stride, n in zip(x.strides, x.shape))
+            if moves[j] and not is_dense:
+                self._copied.append((k * self._count + r, order))
+        self._orders.append(order)
+        self._types.append([types[j] for j in self._numbers])
+        return _flat(op, tuple(types), tuple(moves), params)
+
+    def run(self, columns: list[tuple[Any, ...]]) -> list[list[np.ndarray]]:
+        """The results of each row; columns: for each operand, that of each row."""
+        arrays = [x for j in self._arrays for x in columns[j]]
+        for k, order in self._copied:
+            arrays[k] = np.ascontiguousarray(arrays[k] if order is None else arrays[k].transpose(order))
+        made = [np.empty(shape, dtype) for shape, dtype in self._made]
+        try:
+            table = self._tables.pop()
+        except IndexError:
+            table = self._table()
+        for j, numbers in table.numbers:
+            numbers[:] = columns[j]
+        table.words[self._places] = addresses_of(arrays + made)
+        table.job()
+        self._tables.append(table)
+        for i, order in self._turned:
+            made[i] = made[i].transpose(order)
+        return [made[r :: self._count] for r in range(self._count)]
+
+    def _table(self) -> _Table:
+        """A new table, filled in but for the arrays' addresses and the numbers."""
+        words = np.zeros(self._starts[-1], np.int64)
+        numbers: dict[tuple[int, Any], np.ndarray] = {}
+        for r, flat in enumerate(self._flats):
+            known = {0: self._sizes[r]}
+            for j, dtype in zip(self._numbers, self._types[r]):
+                if (j, dtype) not in numbers:
+                    numbers[j, dtype] = np.empty(self._count, dtype)
+                known[1 + j] = _address(numbers[j, dtype][r:])
+            for entry, literal in enumerate(flat.literals, 1 + self._inputs + self._outputs):
+                known[entry] = _address(literal)
+            for place, entry in enumerate(flat.entries, self._starts[r]):
+                words[place] = known.get(entry, 0)
+        return _Table(words, [(j, array) for (j, _), array in numbers.items()], self._job(words))
+
+    def _job(self, words: np.ndarray) -> Callable[[], Any]:
+        """The call that does all rows."""
+        if self._count == 1 and self._sizes[0] <= GRAIN_ITERATIONS:
+            return functools.partial(_JOB(self._flats[0].address), 0, self._sizes[0], _address(words))
+        from minidl.kernels.cpu.threads import parallel_call
+
+        if self._count == 1:
+            return functools.partial(parallel_call, self._flats[0].address, self._sizes[0], GRAIN_ITERATIONS, words)
+        tables = [words[start:] for start in self._starts[:-1]]
+        if not _is_native():
+            return functools.partial(_each_in_turn, self._flats, self._sizes, tables)
+        from minidl.backends.cpu.native import bodies
+
+        pieces = [
+            (flat.address, start, min(start + GRAIN_ITERATIONS, size), _address(table))
+            for flat, size, table in zip(self._flats, self._sizes, tables)
+            for start in range(0, size, GRAIN_ITERATIONS)
+        ]
+        grain = 1 if sum(self._sizes) > GRAIN_ITERATIONS else max(1, len(pieces))
+        each = bodies.each().address("each")
+        return functools.partial(parallel_call, each, len(pieces), grain, np.array(pieces, np.int64))
+
+
+_JOB = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+
+def _each_in_turn(flats: list[_Flat], sizes: list[int], tables: list[np.ndarray]) -> None:
+    """All rows, those of one structure together."""
     from minidl.kernels.cpu.threads import parallel_each
 
-    numbers: dict[Any, Any] = {}
-    bodies = [_Body(op, specs, arrays, params, numbers) for specs, arrays in rows]
-    by_text: dict[str, list[_Body]] = {}
-    for body in bodies:
-        by_text.setdefault(body.text, []).append(body)
-    for text, alike in by_text.items():
-        parallel_each(compiled(text), GRAIN_ITERATIONS, [b.size for b in alike], [b.table for b in alike])
-    return [body.results() for body in bodies]
+    for address in {flat.address: None for flat in flats}:
+        rows = [r for r, flat in enumerate(flats) if flat.address == address]
+        parallel_each(address, GRAIN_ITERATIONS, [sizes[r] for r in rows], [tables[r] for r in rows])
 
 
-_bodies: dict[Any, Printed] = {}
+def _permuted(shape: tuple[int, ...], order: Any) -> tuple[int, ...]:
+    return shape if order is None else tuple([shape[i] for i in order])
 
 
 class Printed:
@@ -146,7 +290,6 @@ class Printed:
         self._head: list[str] = []
         self._literals: dict[tuple[str, str], str] = {}
         self._scratch: dict[int, np.ndarray] = {}
-        self._flat: tuple[list[int], list[np.ndarray], list[int]] | None = None
         strides = {id(s): s.access.strides or (0,) for s in loop.stores}
         reduced = {id(s): [k for k, stride in enumerate(strides[id(s)]) if stride == 0] for s in loop.stores}
         combining = [s for s in loop.stores if s.combine and reduced[id(s)]]
@@ -191,19 +334,18 @@ class Printed:
             self._scratch[id(store)] = np.empty((chunks, self._kept(store, sizes)), _wide(store.dtype))
         return self._scratch[id(store)]
 
-    def flat_table(self, size: int, addresses: list[int]) -> np.ndarray:
-        """The table of a loop over flat arrays without reductions, its buffers numbered from 0."""
-        if self._flat is None:
-            literals = [np.full(1, what, more[0]) for kind, what, *more in self._slots if kind == "literal"]
-            place = iter(range(len(addresses) + 1, len(addresses) + 1 + len(literals)))
-            picks = [
-                0 if kind == "size" else 1 + what.buffer if kind == "address" else next(place)
-                for kind, what, *_ in self._slots
-            ]
-            self._flat = picks, literals, [_address(x) for x in literals]
-        picks, _, more = self._flat
-        pool = [size, *addresses, *more]
-        return np.array([pool[i] for i in picks], np.int64)
+    def flat(self) -> _Flat:
+        """The loop, without reductions and over flat arrays, compiled."""
+        literals: list[np.ndarray] = []
+        entries = []
+        for kind, what, *more in self._slots:
+            if kind == "literal":
+                entries.append(1 + _buffers(self.loop) + len(literals))
+                with np.errstate(all="ignore"):  # a number too large for the type is inf
+                    literals.append(np.full(1, what, more[0]))
+            else:
+                entries.append(0 if kind == "size" else 1 + what.buffer)
+        return _Flat(compiled(self.text), entries, literals, None)
 
     def _kept(self, store: Any, sizes: tuple[int, ...]) -> int:
         return int(np.prod([sizes[k] for k, s in enumerate(store.access.strides) if s != 0], dtype=np.int64))
@@ -356,6 +498,25 @@ def _address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+_HEADER_BYTES = object.__basicsize__  # of every object; an array's goes on with the address of its data (NumPy's C API)
+_word_at = ctypes.c_ssize_t.from_address
+
+
+def addresses_of(arrays: list[np.ndarray]) -> list[int]:
+    """Where the data of many arrays begins: `_address`, ten times as fast."""
+    if _is_laid_out_as_known():
+        return [_word_at(id(x) + _HEADER_BYTES).value for x in arrays]
+    return [_address(x) for x in arrays]
+
+
+@functools.cache
+def _is_laid_out_as_known() -> bool:
+    array = np.empty(8)
+    return sys.implementation.name == "cpython" and all(
+        [_word_at(id(x) + _HEADER_BYTES).value == _address(x) for x in (array, array[3:])]
+    )
+
+
 def _is_temp(x: Any) -> bool:
     return type(x).__name__ == "Temp"
 
@@ -390,13 +551,6 @@ def _identity(store: Any, dtype: str) -> str:
         return str(bool(number))
     text = "nan" if number != number else repr(float(number))  # inf and -inf have their names in scalars
     return f"{_type(dtype)}({text})"
-
-
-@functools.cache
-def _launch() -> Any:
-    from minidl.kernels.cpu.threads import parallel_call
-
-    return parallel_call
 
 
 # compiled code --------------------------------------------------------------------------------------------------

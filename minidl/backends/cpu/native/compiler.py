@@ -155,6 +155,9 @@ def unavailable() -> str | None:
     return _unavailable()
 
 
+LIBRARY = [name + kind for name in ("sin", "cos", "tan", "fmod") for kind in ("", "f")]  # what code may call
+
+
 @functools.cache
 def _unavailable() -> str | None:
     try:
@@ -167,6 +170,9 @@ def _unavailable() -> str | None:
         return f"Native programs need LLVM {OLDEST_LLVM}, llvmlite has LLVM {version[0]}: upgrade numba and llvmlite."
     if not target.has_fma:
         return f"Native programs need a processor with FMA instructions, {target.cpu} has none that minidl knows."
+    missing = [name for name in LIBRARY if not _is_linked(name)]
+    if missing:
+        return f"Native programs call the C library's {', '.join(missing)}, which this process does not have."
     try:
         llvm.check_jit_execution()
         if not _works(target):
@@ -174,6 +180,21 @@ def _unavailable() -> str | None:
     except Exception as error:
         return f"Native programs cannot be compiled on this host ({_one_line(error)})."
     return None
+
+
+def _is_linked(name: str) -> bool:
+    """Whether code can call a function of the C library; on Windows it is told where."""
+    import llvmlite.binding as llvm
+
+    try:
+        if sys.platform == "win32":
+            function = getattr(ctypes.CDLL("ucrtbase"), name)
+            llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
+        else:
+            getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return False
+    return True
 
 
 def _works(target: Target) -> bool:

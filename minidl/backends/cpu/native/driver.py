@@ -98,7 +98,8 @@ class Writer:
 
         def written(dims: list[contract.Dim], names: list[Any], index: Any, keeps: str | None) -> None:
             steps = (moving.y if item.tail is None else 0, moving.a, moving.b)
-            here = [contract.Operand(f.at(x.pointer, f.mul(index, n * size)), x.offset) for x, n in zip(operands, steps)]
+            moved = [f.at(x.pointer, f.mul(index, n * size)) for x, n in zip(operands, steps)]
+            here = [contract.Operand(pointer, x.offset) for pointer, x in zip(moved, operands)]
             done = None
             if item.tail is not None:
                 begins = f.op(f"icmp eq i64 {index}, %first")

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import itertools
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from minidl.backends.cpu.native import driver
 from minidl.backends.cpu.native.compiler import compiled
 from minidl.backends.cpu.native.driver import Places, Writer
+from minidl.backends.cpu.native.governor import Governor
 from minidl.backends.cpu.native.target import host
 from minidl.kernels.native import contract, nest
 
@@ -87,6 +89,12 @@ class Segment:
         self.threads = min(thread_count(), chunks) if work > ALONE_WORK else 1
         self.control, _ = _zeros(writer.control_bytes)
         self.scratch, _ = _zeros(max(self.scratch_bytes, 64) * self.threads)
+        self.governor = Governor()
+        self.renew()
+
+    def renew(self) -> None:
+        """As if it had never run: for a forked child, whose parent may have been in the middle of a run."""
+        self.control[:] = 0
         self.run_number = itertools.count(1)
 
     def bind(self, flat: Callable[[Any], Any], arena: int) -> Callable[[], None]:
@@ -106,20 +114,26 @@ class Segment:
                 table[driver.FIRST_SLOT + slot] = _address(array)
         slots = {buffer: driver.FIRST_SLOT + slot for buffer, slot in self.places.slots.items()}
         address = self.code.address("run")
-        number, count, words = self.run_number, self.threads, table
+        count, words, governor = self.threads, table, self.governor
+        function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(address)
+        pointer = _address(table)
         if count == 1:
-            function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(address)
-            pointer = _address(table)
 
             def run_alone() -> None:
-                words[driver.RUN] = next(number)
+                words[driver.RUN] = next(self.run_number)
                 function(0, 1, pointer)
 
             return _described(run_alone, held=(held, self), table=table, slots=slots)
 
         def run() -> None:
-            words[driver.RUN] = next(number)
-            threads.parallel_call(address, count, 1, words)
+            words[driver.RUN] = next(self.run_number)
+            is_together = governor.wants_threads()
+            start = time.perf_counter()
+            if is_together:
+                threads.parallel_call(address, count, 1, words)
+            else:
+                function(0, 1, pointer)
+            governor.note(time.perf_counter() - start, is_together)
 
         return _described(run, held=(held, self), table=table, slots=slots)
 
