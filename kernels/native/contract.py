@@ -54,11 +54,12 @@ class Form(NamedTuple):
 
 def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
     """The best form for these strides; None if b must be copied to another order first."""
+    has_neighbours = any(d.y == 1 and d.size > 1 for d in dims)
     found: list[tuple[float, Form]] = []
     for is_swapped in (False, True):
         seen = [d.swapped for d in dims] if is_swapped else list(dims)
         for i, d in enumerate(seen):
-            if d.y == 1 and d.b == 1 and d.a in (0, 1) and (d.size > 1 or all(e.size == 1 or not e.y for e in dims)):
+            if d.size > 1 and d.y == 1 and d.b == 1 and d.a in (0, 1):
                 waste = -(-d.size // lanes) * lanes / d.size
                 found.append((waste, Form("each" if d.a else "broadcast", i, is_swapped)))
     if found:
@@ -66,10 +67,12 @@ def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
     packed = packed_dim(dims)
     sums = math.prod([d.size for d in dims if d.y])
     for i, d in enumerate(dims):
-        if d.y == 0 and d.a == 1 and d.b == 1 and d.size >= lanes:
+        if d.y == 0 and d.a == 1 and d.b == 1 and (d.size >= lanes or not has_neighbours):
             cells = math.prod([e.size for e in dims if packed and (e.a if packed[1] else e.b)])
             if packed is None or DOT_COST * sums < PACK_COST * cells:
                 return Form("dot", i, False)
+    if not has_neighbours:  # elements of y lie apart: one lane
+        return next((Form("broadcast", i, False) for i, d in enumerate(dims) if d.size == 1), None)
     return None
 
 

@@ -148,9 +148,16 @@ class _Chooser:
         self.nodes.append(node)
 
     def assembly(self, node: Node, places: list[tuple[tuple[int, int, int], ...]]) -> None:
-        """Operands put in place: a copy of each, to where it stands in the result; the rest stays 0."""
+        """Operands put in place: a copy of each, to where it stands in the result; the rest stays 0.
+
+        The result is laid out like its largest operand; dimensions in which that has one element run fastest, so that
+        what belongs to one observation stays together.
+        """
         (y,) = node.outputs
-        self.place(y, range(self.graph.specs[y].ndim))
+        largest = max(node.reads, key=lambda x: self.graph.specs[x].size)
+        shape = self.graph.specs[largest].shape
+        order = [d for d in memory_order(shape, self.access[largest].strides) if shape[d] != 1]
+        self.place(y, order + [d for d in range(len(shape)) if shape[d] == 1])
         whole = self.access[y]
         if sum(self.graph.specs[x].size for x in node.reads) < self.graph.specs[y].size:
             self.padded[y] = self.graph.specs[y].size
