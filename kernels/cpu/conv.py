@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .threads import parallel_for, ranged
-from .vector import ROWS, VECTOR_BYTES, clear, copy, lanes, multiply_add, store, zeros
+from .vector import ROWS, VECTOR_BYTES, lanes, multiply_add, store, zeros
 
 Array = np.ndarray
 Arrays = tuple[np.ndarray, ...]
@@ -35,7 +35,6 @@ Padding = tuple[tuple[int, int], ...]
 Scratch = tuple[tuple[Numbers, DTypeLike], ...]  # shape and dtype of each array
 
 _GRAIN = 200_000  # multiply-adds worth a hand-over to another thread
-_PAD_GRAIN = 10_000  # elements, likewise
 _TILES = 64  # so many independent blocks are enough for any machine
 
 
@@ -99,25 +98,6 @@ def _contract(start, stop, y, x, w, y_rows, x_rows, blocks, x_taps, w_taps, step
                             at, factor = x_start + x_taps[t] + i * x_step, w_start + w_taps[t] + i * w_step
                             narrow = multiply_add(narrow, x, at, x_rows, row, w, factor, count, channelwise)
                     store(narrow, y, y_start, y_rows, row, row_stop, count, image > first)
-
-
-@ranged
-def _pad(start, stop, y, x, y_shape, x_shape, lo):
-    """Copy x [B, S1, S2, columns] into y [B, P1, P2, more columns], `lo` of each dimension in, zeros around it."""
-    columns = y_shape[3]
-    for line in range(start, stop):
-        rest, row = divmod(line, y_shape[2])
-        image, plane = divmod(rest, y_shape[1])
-        x_plane, x_row = plane - lo[0], row - lo[1]
-        begin, end = columns, columns
-        if 0 <= x_plane < x_shape[1] and 0 <= x_row < x_shape[2]:
-            begin = min(max(lo[2], 0), columns)
-            end = min(max(lo[2] + x_shape[3], begin), columns)
-        y_start = line * columns
-        x_start = ((image * x_shape[1] + x_plane) * x_shape[2] + x_row) * x_shape[3] - lo[2]
-        clear(y, y_start, begin)
-        copy(y, y_start + begin, x, x_start + begin, end - begin)
-        clear(y, y_start + end, columns - end)
 
 
 def _grid(counts, steps, start=0) -> np.ndarray:
@@ -262,12 +242,16 @@ def _with_zeros(plan, x, space):
     """x with the zeros that the plan wants around it, in memory `space`."""
     if plan.padded is None:
         return x
-    channels = x.shape[-1]
-    x_shape = (x.shape[0], *(1,) * (5 - x.ndim), *x.shape[1:-2], x.shape[-2] * channels)
-    y_shape = (x.shape[0], plan.padded[0], plan.padded[1], plan.padded[2] * channels)
-    lo = plan.lo[0], plan.lo[1], plan.lo[2] * channels
-    arrays, grain = (space.reshape(-1), x.reshape(-1)), 1 + _PAD_GRAIN // y_shape[3]
-    parallel_for(_pad, prod(y_shape[:3]), grain, *arrays, y_shape, x_shape, lo)
+    y = space.reshape(x.shape[0], *plan.padded, x.shape[-1])
+    x = x.reshape(x.shape[0], *(1,) * (5 - x.ndim), *x.shape[1:])
+    here, there = [slice(None)], [slice(None)]
+    for size, whole, lo in zip(x.shape[1:-1], plan.padded, plan.lo, strict=True):
+        start, first = max(lo, 0), max(-lo, 0)
+        count = max(min(whole - start, size - first), 0)
+        here.append(slice(start, start + count))
+        there.append(slice(first, first + count))
+    y[...] = 0
+    y[tuple(here)] = x[tuple(there)]
     return space
 
 

@@ -31,7 +31,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba import cfunc, njit, types
 from numba.core import cgutils
-from numba.core.compiler import Flags
+from numba.core.compiler import Flags, compile_internal
 from numba.core.cpu import FastMathOptions
 from numba.extending import intrinsic
 
@@ -143,7 +143,7 @@ def _call(typing, function, start, stop, arguments):
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, no_cfunc_wrapper=True, no_cpython_wrapper=True)
 def _run_blocks(pool):
     """Claim and run blocks of the open job until none is left."""
     function, arguments, count, step = pool[FUNCTION], pool[ARGUMENTS], pool[COUNT], pool[STEP]
@@ -153,7 +153,7 @@ def _run_blocks(pool):
         start = _atomic_add(pool, NEXT, step)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
 def _serve(pool, spins, number):
     """A worker's loop: join every job that opens; return after `spins` idle turns or when told to stop.
 
@@ -183,13 +183,13 @@ def _serve(pool, spins, number):
             idle += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
 def _takes(pool, number):
     """Whether a worker sleeps; who gets this answer has to wake it."""
     return _atomic_exchange(pool, ASLEEP + 8 * number, 0) == 1
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
 def _run_job(pool, count, step, function, arguments):
     """The caller's part: open a job, work on it, close it, wait for the workers inside."""
     pool[FUNCTION], pool[ARGUMENTS], pool[COUNT], pool[STEP] = function, arguments, count, step
@@ -207,12 +207,13 @@ def _flags():
     """What `ranged` promises, for the function inside of the launcher: Numba does not hand the launcher's flags on."""
     flags = Flags()
     flags.nrt = True
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.error_model = "numpy"  # otherwise a division by zero would end the loop and leave its results unwritten
     flags.fastmath = FastMathOptions({"contract"})
     return flags
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
 def _run_alone(function, start, stop, arguments):
     """The whole range in the calling thread."""
     _call(function, start, stop, arguments)
@@ -232,7 +233,12 @@ def ranged(function):
 
         def generate(context, builder, signature, values):
             inner = types.void(types.int64, types.int64, *arguments)
-            compiled = context.compile_subroutine(builder, function, inner, flags=_flags())
+            # Into the launcher's own library: one of its own would be optimized and translated apart, then once more.
+            library = context.active_code_library
+            compiled = compile_internal(
+                context.typing_context, context, library, function, inner.args, inner.return_type, _flags(), {}
+            )
+            library._final_module.get_function(compiled.fndesc.llvm_func_name).linkage = "linkonce_odr"
             memory = cgutils.alloca_once_value(builder, values[0])
             code = ir.Function(builder.module, _job_type, builder.module.get_unique_name(f"{function.__name__}_job"))
             code.linkage = "internal"
@@ -259,7 +265,7 @@ def ranged(function):
     exec(compile(text, function.__code__.co_filename, "exec"), names)
     launch = names["make"](_sources)
     launch.__name__, launch.__qualname__, launch.__doc__ = function.__name__, function.__qualname__, function.__doc__
-    options = dict(nogil=True, error_model="numpy", fastmath={"contract"})
+    options = dict(nogil=True, error_model="numpy", fastmath={"contract"}, no_cfunc_wrapper=True)
     try:
         return njit(cache=True, **options)(launch)
     except RuntimeError:  # no file to keep a cache beside
@@ -401,6 +407,8 @@ def parallel_for(function, count: int, grain: int, *arguments) -> None:
         function(np.zeros(POOL_SIZE, np.int64), count, max(count, 1), *arguments)
         return
     try:
+        if not function.overloads:  # compile while nobody waits for it
+            function(np.zeros(POOL_SIZE, np.int64), 0, 1, *arguments)
         pool.rouse((count - 1) // step)
         function(pool.array, count, step, *arguments)
     finally:
@@ -434,12 +442,17 @@ def bound_call(address: int, count: int, grain: int, table: np.ndarray, held=Non
     return alone
 
 
-@cfunc(types.void(types.int64, types.int64, types.CPointer(types.int64)), cache=True)
-def _pieces(start, stop, table):
-    """A range of pieces: pieces[i] is (first index, one past the last, address of a table) of one call."""
-    for i in range(start, stop):
-        piece = table[1] + 24 * i
-        _call(table[0], _word(piece), _word(piece + 8), _word(piece + 16))
+@functools.cache
+def _pieces():
+    """A job: a range of pieces; pieces[i] is (first index, one past the last, address of a table) of one call."""
+
+    @cfunc(types.void(types.int64, types.int64, types.CPointer(types.int64)), cache=True)
+    def job(start, stop, table):
+        for i in range(start, stop):
+            piece = table[1] + 24 * i
+            _call(table[0], _word(piece), _word(piece + 8), _word(piece + 16))
+
+    return job
 
 
 def parallel_each(address: int, grain: int, counts: list[int], tables: list[np.ndarray]) -> None:
@@ -451,7 +464,7 @@ def parallel_each(address: int, grain: int, counts: list[int], tables: list[np.n
     ]
     rows = np.array(pieces, np.int64).reshape(-1, 3)
     table = np.array([address, rows.__array_interface__["data"][0]], np.int64)
-    parallel_call(_pieces.address, len(rows), 1, table, rows)
+    parallel_call(_pieces().address, len(rows), 1, table, rows)
 
 
 def rest() -> None:

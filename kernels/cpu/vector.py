@@ -264,30 +264,3 @@ def store(typing, block, y, y_start, rows, first, stop, count, add):
 
     index = types.int64
     return types.void(block, y, index, rows, index, index, index, types.boolean), generate
-
-
-@intrinsic
-def copy(typing, y, y_start, x, x_start, count):
-    """y[y_start : y_start + count] = x[x_start : x_start + count], of arrays that do not overlap."""
-
-    def generate(context, builder, signature, arguments):
-        y_array, y_start, x_array, x_start, count = arguments
-        y_address = _address(context, builder, y, y_array, y_start)
-        x_address = _address(context, builder, x, x_array, x_start)
-        cgutils.raw_memcpy(builder, y_address, x_address, count, y.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(y, types.int64, x, types.int64, types.int64), generate
-
-
-@intrinsic
-def clear(typing, y, y_start, count):
-    """y[y_start : y_start + count] = 0."""
-
-    def generate(context, builder, signature, arguments):
-        y_array, y_start, count = arguments
-        size = builder.mul(count, _int64(y.dtype.bitwidth // 8))
-        cgutils.memset(builder, _address(context, builder, y, y_array, y_start), size, 0)
-        return context.get_dummy_value()
-
-    return types.void(y, types.int64, types.int64), generate

@@ -71,9 +71,12 @@ def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
             cells = math.prod([e.size for e in dims if packed and (e.a if packed[1] else e.b)])
             if packed is None or DOT_COST * sums < PACK_COST * cells:
                 return Form("dot", i, False)
-    if not has_neighbours:  # elements of y lie apart: one lane
-        return next((Form("broadcast", i, False) for i, d in enumerate(dims) if d.size == 1), None)
-    return None
+    return None if has_neighbours else one_lane(dims)
+
+
+def one_lane(dims: Sequence[Dim]) -> Form | None:
+    """The form for elements of y that lie apart, or of a and b that no copy can bring together: vectors of one lane."""
+    return next((Form("broadcast", i, False) for i, d in enumerate(dims) if d.size == 1), None)
 
 
 def packed_dim(dims: Sequence[Dim]) -> tuple[int, bool] | None:
@@ -168,7 +171,7 @@ def contract(
         return  # y has no elements
     size = ELEMENTS[element]
     numbered = [(i, d) for i, d in enumerate(dims)]
-    form = form_of(dims, f.lanes(size))
+    form = form_of(dims, f.lanes(size)) or one_lane(dims)
     if form is None:
         raise ValueError(f"contract: no unit stride to vectorise along in {list(dims)}; copy an operand first.")
     if form.is_swapped:

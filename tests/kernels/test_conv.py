@@ -101,7 +101,6 @@ class Problem:
 def small_grain(monkeypatch):
     """Cut even small work into many blocks."""
     monkeypatch.setattr(module, "_GRAIN", 0)
-    monkeypatch.setattr(module, "_PAD_GRAIN", 0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float64, 2e-15)])
