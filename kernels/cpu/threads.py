@@ -381,6 +381,11 @@ def set_thread_count(threads: int | None = None) -> None:
         _pool = fresh
 
 
+def threads_in_use() -> int:
+    """Number of threads of a region: `thread_count`, or what `set_thread_count` has set."""
+    return _pool.threads
+
+
 def _forget_workers():
     """A forked child has none of its parent's threads."""
     global _pool

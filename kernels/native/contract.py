@@ -53,7 +53,7 @@ class Form(NamedTuple):
 
 
 def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
-    """The best form for these strides; None if b must be copied to another order first."""
+    """The best form for these strides; None if an operand should be copied to another order first."""
     has_neighbours = any(d.y == 1 and d.size > 1 for d in dims)
     found: list[tuple[float, Form]] = []
     for is_swapped in (False, True):
@@ -71,12 +71,7 @@ def form_of(dims: Sequence[Dim], lanes: int) -> Form | None:
             cells = math.prod([e.size for e in dims if packed and (e.a if packed[1] else e.b)])
             if packed is None or DOT_COST * sums < PACK_COST * cells:
                 return Form("dot", i, False)
-    return None if has_neighbours else one_lane(dims)
-
-
-def one_lane(dims: Sequence[Dim]) -> Form | None:
-    """The form for elements of y that lie apart, or of a and b that no copy can bring together: vectors of one lane."""
-    return next((Form("broadcast", i, False) for i, d in enumerate(dims) if d.size == 1), None)
+    return None
 
 
 def packed_dim(dims: Sequence[Dim]) -> tuple[int, bool] | None:
@@ -165,15 +160,16 @@ def contract(
     element : "float" or "double".
     keeps   : an i1: where it holds, the result is added to what y holds; None: it replaces it.
     tail    : gets the values instead of y (not in the dot form); `names` are the dimensions of its loop that these are.
-    Raises ValueError where `form_of` finds no form.
+    Where `form_of` finds no form, vectors have one lane.
     """
     if any(d.y and not d.size for d in dims):
         return  # y has no elements
     size = ELEMENTS[element]
     numbered = [(i, d) for i, d in enumerate(dims)]
-    form = form_of(dims, f.lanes(size)) or one_lane(dims)
-    if form is None:
-        raise ValueError(f"contract: no unit stride to vectorise along in {list(dims)}; copy an operand first.")
+    form = form_of(dims, f.lanes(size))
+    if form is None:  # nothing lies side by side in y and in an operand
+        numbered.append((len(dims), Dim(1, 1, 0, 1)))
+        form, names = Form("broadcast", len(dims), False), [*names, None]
     if form.is_swapped:
         numbered, a, b = [(i, d.swapped) for i, d in numbered], b, a
     writer = _Writer(f, element, size, numbered, form, y, a, b, keeps, tail, names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def packing(dims: Any, dtype: Any) -> tuple[int, int] | None:
     found = contract.packed_dim(known)
     if found is not None:
         return found[0], 0 if found[1] else 1
-    return next((i, -1) for i, d in enumerate(known) if d.y == 1 and d.size > 1)
+    return next(((i, -1) for i, d in enumerate(known) if d.y == 1 and d.size > 1), None)
 
 
 def segment(phases: list[Any], plan: Any) -> Segment:
@@ -63,6 +64,11 @@ def segment(phases: list[Any], plan: Any) -> Segment:
     return Segment(phases, places, plan.scratch_bytes, work)
 
 
+def usable_cpus() -> int:
+    """Processors that this process may use: more threads than that would only wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def takes_tail(work: Any, i: int, group: Any) -> bool:
     """Whether the values of a contraction go through registers that a tail can take them from."""
     if len(work.parts) != 1 or not work.moves(work.y, i):
@@ -79,14 +85,14 @@ class Segment:
     """The code for phases of tasks whose buffers lie at these places."""
 
     def __init__(self, phases: list[Any], places: Places, scratch_bytes: int, work: float) -> None:
-        from minidl.kernels.cpu.threads import thread_count
+        from minidl.kernels.cpu.threads import threads_in_use
 
         self.places, self.scratch_bytes = places, -(-scratch_bytes // 4096) * 4096
         writer = Writer(phases, places, host())
         self.text = writer.text()
         self.code = compiled(self.text)
         chunks = max(writer.counts, default=1)
-        self.threads = min(thread_count(), chunks) if work > ALONE_WORK else 1
+        self.threads = min(threads_in_use(), usable_cpus(), chunks) if work > ALONE_WORK else 1
         self.control, _ = _zeros(writer.control_bytes)
         self.scratch, _ = _zeros(max(self.scratch_bytes, 64) * self.threads)
         self.governor = Governor()
