@@ -5,7 +5,6 @@ scalars     what generated loops are written in
 vector      blocks of SIMD vectors as values in Numba code
 conv        conv, conv_input_grad, conv_weight_grad
 batchnorm   batchnorm, batchnorm_grad
-softmax     softmax, softmax_grad
 
 Arrays are C-contiguous, of one dtype (float32 or float64), channels last; they need not be aligned, but are faster when
 they start at multiples of 64 bytes. NaN and infinity pass through as in NumPy. Results do not depend on the number of

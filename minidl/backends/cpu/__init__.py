@@ -21,7 +21,6 @@ from minidl.backends.cpu.memory import keep_freed_memory
 ROOMS = {
     "conv": "conv", "conv_input_grad": "conv", "conv_weight_grad": "conv",
     "batchnorm_train": "batchnorm", "batchnorm_grad": "batchnorm",
-    "softmax_last": "softmax", "softmax_last_grad": "softmax",
     "matmul": "matmul",
 }  # fmt: skip
 STRIDED = {"matmul"}  # kernels that take inputs of any strides; the others want plain C order
