@@ -10,7 +10,7 @@ for a thread that sleeps or is interrupted between two chunks: a run is complete
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from minidl.backends.cpu.native.emitter import Function, Module
 from minidl.backends.cpu.native.target import Target
@@ -38,12 +38,20 @@ class Places:
     row_bytes: dict[Any, int]  # of partial results: from one chunk to the next
 
 
+class _Task(NamedTuple):
+    """A task's function, and what it is called with: (buffer, whether it is a chunk's partial result)."""
+
+    name: str
+    buffers: list[tuple[Any, bool]]
+
+
 class Writer:
     """Writes a segment's module."""
 
     def __init__(self, phases: list[Any], places: Places, target: Target) -> None:
         self.places, self.target = places, target
         self.module = Module(target)
+        self._tasks: dict[str, str] = {}  # text of a task's function -> its name
         self.phases = [phase for phase in phases if phase.groups or phase.tail]
         self.counts = [sum(group.chunks for group in phase.groups) or 1 for phase in self.phases]
         starts = [0]
@@ -60,10 +68,23 @@ class Writer:
         return self.module.text()
 
     # tasks ----------------------------------------------------------------------------------------------------------
-    def _item(self, name: str, item: Any, group: Any) -> None:
-        """A function for the tile [lo, hi) of a chunk that begins at `first`; without a group for everything."""
-        f = self.module.function(name, ["ptr %T", "ptr %S", "i64 %lo", "i64 %hi", "i64 %chunk", "i64 %first"])
-        address = _Addresses(f, self.places, item)
+    def _item(self, item: Any, group: Any) -> _Task:
+        """The function for the tile [lo, hi) of a chunk that begins at `first`; without a group for everything.
+
+        Where its buffers lie is told when it is called: so layers that are alike share their code.
+        """
+        f = self.module.function("task", ["i64 %lo", "i64 %hi", "i64 %first"])
+        address = _Buffers(item)
+        self._write(f, item, group, address)
+        f.params += [f"ptr %b{k}" for k in range(len(address.keys))]
+        text = f.finished()
+        if text in self._tasks:
+            self.module.functions.remove(f)
+        else:
+            f.name = self._tasks[text] = f"task{len(self._tasks)}"
+        return _Task(self._tasks[text], address.keys)
+
+    def _write(self, f: Function, item: Any, group: Any, address: _Buffers) -> None:
         work = item.work
         if hasattr(work, "parts"):
             for part in work.parts:
@@ -75,23 +96,17 @@ class Writer:
         else:
             nest.write(f, work, "%lo", "%hi", address, "%first", item.range)
 
-    def _contract(self, f: Function, item: Any, group: Any, part: Any, address: _Addresses) -> None:
+    def _contract(self, f: Function, item: Any, group: Any, part: Any, address: _Buffers) -> None:
         work, i = item.work, item.range
         element = ELEMENT[work.dtype]
         size = contract.ELEMENTS[element]
         dims = [contract.Dim(*d) for d in part.dims]
-        pointers = ["%S" if item.tail is not None else address(work.y, True), address(work.a, False),
-                    address(work.b, False)]  # fmt: skip
+        a, b = address(work.a, False), address(work.b, False)
+        pointers = [a if item.tail is not None else address(work.y, True), a, b]  # a tail stores for itself
         operands = [contract.Operand(p, offset) for p, offset in zip(pointers, part.offsets)]
         if i is None:
             contract.contract(f, element, dims, *operands)
             return
-        for loop in [item.tail] if item.tail is not None else []:  # found here, where all that follows can use them
-            for k, step in enumerate(loop.steps):
-                if step.access is not None and k != item.source:
-                    address(step.access.buffer, False)
-            for store in loop.stores:
-                address(store.access.buffer, True)
         moving, lanes = dims[i], f.lanes(size)
         keeps = None if moving.y else f.op("icmp ne i64 %lo, %first")
         names = item.names if item.tail is not None else [None] * len(dims)
@@ -124,16 +139,10 @@ class Writer:
 
     # phases ---------------------------------------------------------------------------------------------------------
     def _phase(self, p: int, phase: Any) -> None:
-        names: list[list[str]] = []
-        for g, group in enumerate(phase.groups):
-            names.append([f"p{p}g{g}t{k}" for k in range(len(group.items))])
-            for name, item in zip(names[-1], group.items):
-                self._item(name, item, group)
-        for k, item in enumerate(phase.tail):
-            self._item(f"p{p}tail{k}", item, None)
         f = self.module.function(f"p{p}", ["ptr %T", "ptr %S", "i64 %c"])
         before = 0
-        for group, tasks in zip(phase.groups, names):
+        for group in phase.groups:
+            tasks = [self._item(item, group) for item in group.items]
             here = f.sub("%c", before)
             is_here = f.op(f"icmp ult i64 {here}, {group.chunks}")
             with f.when(is_here):
@@ -144,11 +153,27 @@ class Writer:
                 with f.loop(first, stop, group.tile) as lo:
                     hi = f.smaller(f.add(lo, group.tile), stop)
                     for task in tasks:
-                        _call(f, task, "ptr %T", "ptr %S", f"i64 {lo}", f"i64 {hi}", f"i64 {here}", f"i64 {first}")
+                        self._do(f, task, lo, hi, first, here)
             before += group.chunks
         f = self.module.function(f"p{p}tail", ["ptr %T", "ptr %S"])
-        for k in range(len(phase.tail)):
-            _call(f, f"p{p}tail{k}", "ptr %T", "ptr %S", "i64 0", "i64 0", "i64 0", "i64 0")
+        for item in phase.tail:
+            self._do(f, self._item(item, None), 0, 0, 0, 0)
+
+    def _do(self, f: Function, task: _Task, lo: Any, hi: Any, first: Any, chunk: Any) -> None:
+        """Call a task for a tile."""
+        pointers = [self._pointer(f, buffer, is_partial, lo, chunk) for buffer, is_partial in task.buffers]
+        _call(f, task.name, f"i64 {lo}", f"i64 {hi}", f"i64 {first}", *[f"ptr {pointer}" for pointer in pointers])
+
+    def _pointer(self, f: Function, buffer: Any, is_partial: bool, lo: Any, chunk: Any) -> str:
+        """Where a buffer's element 0 lies, or would lie: scratch holds the indices of a tile alone."""
+        places = self.places
+        if buffer in places.scratch:
+            offset, per_index = places.scratch[buffer]
+            return f.at("%S", f.sub(offset, f.mul(lo, per_index)))
+        if buffer in places.slots:
+            return f.op(f"inttoptr i64 {_word(f, FIRST_SLOT + places.slots[buffer])} to ptr")
+        pointer = f.at(f.op(f"inttoptr i64 {_word(f, ARENA)} to ptr"), places.arena[buffer])
+        return f.at(pointer, f.mul(chunk, places.row_bytes[buffer])) if is_partial else pointer
 
     # threads --------------------------------------------------------------------------------------------------------
     def _take_part(self) -> None:
@@ -238,31 +263,19 @@ def variants(work: Any, i: int, group: Any) -> list[list[contract.Dim]]:
     return [[contract.Dim(*d) for n, d in enumerate(part.dims) if n != i]]
 
 
-class _Addresses:
-    """Pointers to buffers, as a task's function finds them; each made once."""
+class _Buffers:
+    """The buffers of a task as parameters of its function, in the order in which they are asked for."""
 
-    def __init__(self, f: Function, places: Places, item: Any) -> None:
-        self._f, self._places, self._item = f, places, item
-        self._made: dict[Any, str] = {}
+    def __init__(self, item: Any) -> None:
+        self._item = item
+        self.keys: list[tuple[Any, bool]] = []  # (buffer, whether it is a chunk's partial result)
 
     def __call__(self, buffer: Any, is_stored: bool) -> str:
-        partial = self._item.partial.get(buffer, buffer) if is_stored else buffer
-        key = partial, is_stored
-        if key not in self._made:
-            self._made[key] = self._find(partial, is_stored and partial in self._item.partial.values())
-        return self._made[key]
-
-    def _find(self, buffer: Any, is_partial: bool) -> str:
-        places, f = self._places, self._f
-        if buffer in places.scratch:
-            offset, per_index = places.scratch[buffer]
-            return f.at("%S", f.sub(offset, f.mul("%lo", per_index)))
-        if buffer in places.slots:
-            return f.op(f"inttoptr i64 {_word(f, FIRST_SLOT + places.slots[buffer])} to ptr")
-        if "arena" not in self._made:
-            self._made["arena"] = f.op(f"inttoptr i64 {_word(f, ARENA)} to ptr")
-        pointer = f.at(self._made["arena"], places.arena[buffer])
-        return f.at(pointer, f.mul("%chunk", places.row_bytes[buffer])) if is_partial else pointer
+        buffer = self._item.partial.get(buffer, buffer) if is_stored else buffer
+        key = buffer, is_stored and buffer in self._item.partial.values()
+        if key not in self.keys:
+            self.keys.append(key)
+        return f"%b{self.keys.index(key)}"
 
 
 def _word(f: Function, number: int) -> str:
