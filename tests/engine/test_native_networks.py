@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ import minidl as m
 from engine.programs import assert_same, numbers, recorded
 from minidl.backends import cpu
 from minidl.backends.cpu.native.compiler import unavailable
+from minidl.backends.cpu.native.target import host
 from minidl.core.dlarray import dlarray
 from minidl.core.random import GENERATOR
 from minidl.engine.layout import order_of
@@ -246,3 +250,27 @@ def test_any_small_network(network, dtype):
 @given(networks(is_large=True), st.sampled_from(["float32", "float32", "float64"]))
 def test_any_large_network(network, dtype):
     check(network, dtype)
+
+
+@contextlib.contextmanager
+def avx2():
+    """Code for 16 vector registers of 32 bytes, whatever this processor has besides."""
+    features = ",".join(x for x in host().features.split(",") if "avx512" not in x and "avx10" not in x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llvm, "get_host_cpu_name", lambda: "haswell")
+        patch.setattr(llvm, "get_host_cpu_features", lambda: SimpleNamespace(flatten=lambda: features))
+        host.cache_clear()
+        try:
+            yield
+        finally:
+            patch.undo()
+            host.cache_clear()
+
+
+@pytest.mark.skipif("+avx2" not in host().features, reason="this processor has no AVX2")
+@settings(max_examples=30, derandomize=True)
+@given(st.booleans().flatmap(networks), st.sampled_from(["float32", "float32", "float64"]))
+def test_any_network_with_vectors_of_avx2(network, dtype):
+    with avx2():
+        assert (host().vector_bytes, host().registers) == (32, 16)
+        check(network, dtype)
