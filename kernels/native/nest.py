@@ -121,7 +121,8 @@ def write(
     address : (buffer, whether it is stored to) -> the pointer to its element 0, as an SSA value.
     first   : the index at which cells along which the range is reduced begin anew.
     """
-    _Nest(f, loop, lo, hi, address, first, dim).write()
+    for part in _passes(loop):
+        _Nest(f, part, lo, hi, address, first, dim).write()
 
 
 class _Nest(Lanes):
@@ -152,13 +153,13 @@ class _Nest(Lanes):
 
     # order of loops, depth of steps ---------------------------------------------------------------------------------
     def _order(self, combining: list[Any]) -> list[int]:
-        """The dimensions from the outermost loop to the innermost: reduced ones inside, if there are any.
+        """The dimensions from the outermost loop to the innermost; farther inside those along which more is reduced.
 
         Otherwise the vectors go outside if something moves along them alone: it is then loaded once.
         """
         dims = list(range(self.rank))
         if combining:
-            return sorted(dims, key=lambda d: any(s.access.strides[d] == 0 for s in combining))
+            return sorted(dims, key=lambda d: sum(s.access.strides[d] == 0 for s in combining))
         is_hoisting = any(
             s.access is not None and [d for d in dims if s.access.strides[d]] == [self.v] for s in self.loop.steps
         )
@@ -389,6 +390,20 @@ class _Nest(Lanes):
         for other in found[1:]:
             begun = f.op(f"or i1 {begun}, {other}")
         return str(begun)
+
+
+def _passes(loop: Any) -> list[Any]:
+    """The loop once, or once for each of its reductions that do not fit into each other: along dimensions of which
+    neither has all of the other's. One of them would have to add up in memory."""
+    chains: list[list[tuple[set[int], Any]]] = [[]]
+    for s in loop.stores:
+        reduced = {d for d, stride in enumerate(s.access.strides) if s.combine and not stride}
+        fits = [chain for chain in chains if all(r <= reduced or r >= reduced for r, _ in chain)]
+        if not fits:
+            fits = [[]]
+            chains += fits
+        fits[0].append((reduced, s))
+    return [dataclasses.replace(loop, stores=[s for _, s in chain]) for chain in chains]
 
 
 def _blocked(loop: Any, dim: int) -> Any:

@@ -144,8 +144,8 @@ def loops(draw, *, most=6000):
     long = st.sampled_from([2, 3, LANES - 1, LANES, LANES + 1, 2 * LANES, 3 * LANES + 2, 4 * LANES, 9 * LANES + 5])
     sizes: list[int] = []
     for _ in range(draw(st.integers(0, 3))):
-        sizes.append(draw(st.sampled_from([2, 3, 4, 5, 7, 9, 65, 130, 1])))
-    sizes.append(draw(long) if draw(st.integers(0, 9)) else draw(st.sampled_from([1, 0])))  # empty ones stand last
+        sizes.append(draw(st.sampled_from([2, 3, 4, 5, 7, 9, 65, 130, 1, 0])))
+    sizes.append(draw(long) if draw(st.integers(0, 9)) else draw(st.sampled_from([1, 0])))
     while np.prod(sizes) > most:
         sizes.pop(0)
     buffers: dict[int, tuple[int, str]] = {}
@@ -259,6 +259,24 @@ def test_sums_are_accurate(name, dtype, random):
         function_of(simple(sizes, strides, SUM, dtype), dim)({0: x.ravel(), 1: y}, 0, sizes[dim], 0)
         terms = nest.BLOCK if dtype == "float32" else x.size // y.size
         assert np.all(np.abs(y - expected) <= (terms + 2) * np.finfo(dtype).eps / 2 * size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("pair", [((0, 0, 1), (0, 0, 0)), ((20, 0, 1), (1, 0, 0)), ((20, 0, 1), (3000, 1, 0))])
+def test_sums_along_different_dimensions_of_one_loop_are_accurate(pair, dtype, random):
+    """None of them adds up in memory, in single precision."""
+    sizes = 3, 3000, 20
+    loop = simple(sizes, pair[0], SUM, dtype)
+    loop.stores.append(Store(Temp(0), Access(2, 0, pair[1]), dtype, SUM, 0.0))
+    x = (random.normal(size=sizes) + 1).astype(dtype)
+    flat = {0: x.ravel(), 1: np.zeros(9000, dtype), 2: np.zeros(9000, dtype)}
+    function_of(loop, 0, is_known=True)(flat)
+    for y, strides in zip((flat[1], flat[2]), pair):
+        axes = tuple(i for i, stride in enumerate(strides) if not stride)
+        expected = x.sum(axis=axes, dtype=np.longdouble).ravel()
+        size = np.abs(x).sum(axis=axes, dtype=np.longdouble).ravel()
+        terms = nest.BLOCK if dtype == "float32" else x.size // expected.size
+        assert np.all(np.abs(y[: expected.size] - expected) <= (terms + 2) * np.finfo(dtype).eps / 2 * size)
 
 
 def test_large_numbers_are_added_up_in_double(random):
