@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import cusim
 import hypothesis
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from minidl.accelerate.function import PLACES
 from minidl.core.errors import MinidlError
 from minidl.core.random import rng
 from minidl.core.tape import open_tapes
+from minidl.kernels.cuda import launch
 
 hypothesis.settings.register_profile(
     "minidl",
@@ -26,6 +28,15 @@ hypothesis.settings.load_profile("minidl")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "torch: compares with PyTorch; skipped where torch is not installed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests on a GPU run when they are asked for: pytest -m gpu."""
+    if "gpu" in (config.getoption("-m") or ""):
+        return
+    asked_for = [item for item in items if item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=asked_for)
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -61,3 +72,43 @@ def clean_house():
 def random():
     """A NumPy generator, the same for every run."""
     return np.random.default_rng(2024)
+
+
+class Device:
+    """Where a CUDA kernel runs: on the CPU, by `cusim`, or on a GPU, by CuPy. `library` is the one or the other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.library = cusim if name == "shim" else importlib.import_module("cupy")
+
+    def orders(self) -> list[int]:
+        """Threads and blocks in different orders, one after the other; a GPU has its own."""
+        if self.name == "gpu":
+            return [0]
+        return [0, 1, 2]
+
+    def set_order(self, seed: int) -> None:
+        if self.name == "shim":
+            cusim.order(seed)
+
+    def array(self, x: np.ndarray):
+        """x on the device."""
+        return self.library.asarray(x)
+
+    def empty(self, shape, dtype):
+        """An array of which each byte is 255: NaN as a real number, -1 as a whole one."""
+        made = self.library.empty(shape, dtype)
+        if self.name == "gpu":
+            made.view("uint8")[...] = 255 if made.size else 0
+        return made
+
+
+@pytest.fixture(params=["shim", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """A place to run CUDA kernels; with `pytest -m gpu` it is a real GPU."""
+    found = Device(request.param)
+    launch.use(found.library)
+    found.set_order(0)
+    yield found
+    found.set_order(0)
+    launch.use(None)

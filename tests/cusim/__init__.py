@@ -1,0 +1,320 @@
+"""CuPy's words without a GPU: arrays in host memory that act as if they were on a device, kernels run by cusim.cpp.
+
+`minidl.kernels.cuda.launch.use(cusim)` puts this module in the place of CuPy. It offers what minidl uses of CuPy and no
+more: NumPy cannot read its arrays by accident, new memory is poisoned with NaN, memory can run out (`limit_memory`).
+Modules are compiled by g++, once per text; `order(seed)` sets in which order threads and blocks have their turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+CACHE = Path(tempfile.gettempdir()) / f"minidl-cusim-{os.getuid()}"
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared"]
+SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+POISON = 0xFF  # as bytes of float or double it is NaN, as int64 -1
+
+
+# arrays ---------------------------------------------------------------------------------------------------------
+class Pointer(int):
+    """An address, as `array.data`."""
+
+    @property
+    def ptr(self) -> int:
+        return int(self)
+
+
+class ndarray:
+    """An array of the device: shape, strides, views and copies, but no numbers without `get`."""
+
+    __array_priority__ = 100.0
+    __array_ufunc__ = None
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+
+    shape = property(lambda self: self._host.shape)
+    strides = property(lambda self: self._host.strides)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    itemsize = property(lambda self: self._host.itemsize)
+    nbytes = property(lambda self: self._host.nbytes)
+    flags = property(lambda self: self._host.flags)
+    base = property(lambda self: None if self._host.base is None else ndarray(self._host.base))
+
+    @property
+    def data(self) -> Pointer:
+        return Pointer(self._host.__array_interface__["data"][0])
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self._host.__array_interface__, "version": 3}
+
+    def __array__(self, *args: Any, **options: Any) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def get(self) -> np.ndarray:
+        return np.array(self._host, order="K")
+
+    def set(self, values: np.ndarray) -> None:
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise ValueError("set: shape and type must be those of the array")
+        self._host[...] = values
+
+    def reshape(self, *shape: Any) -> ndarray:
+        found = self._host.reshape(*shape)
+        if found.size and not np.shares_memory(found, self._host):
+            found = _poisoned(found.shape, found.dtype, found)
+        return ndarray(found)
+
+    def transpose(self, *order: Any) -> ndarray:
+        return ndarray(self._host.transpose(*order))
+
+    def view(self, dtype: Any = None) -> ndarray:
+        return ndarray(self._host.view() if dtype is None else self._host.view(dtype))
+
+    def copy(self, order: str = "C") -> ndarray:
+        return ndarray(np.array(self._host, order=order))  # type: ignore[call-overload]
+
+    def __getitem__(self, key: Any) -> ndarray:
+        for k in key if isinstance(key, tuple) else (key,):
+            if not isinstance(k, (int, slice, type(...), type(None))):
+                raise TypeError("only views can be taken here")
+        found = self._host[key]
+        return ndarray(found if isinstance(found, np.ndarray) else self._host[(*key, ...) if isinstance(key, tuple) else (key, ...)])
+
+
+_limit: int | None = None
+_freed = 0
+
+
+def _poisoned(shape: Any, dtype: Any, values: np.ndarray | None = None) -> np.ndarray:
+    made = np.empty(shape, dtype)
+    if _limit is not None and made.nbytes > _limit:
+        raise cuda.memory.OutOfMemoryError(f"Out of memory allocating {made.nbytes} bytes (limit {_limit})")
+    if made.size:
+        made.reshape(-1).view(np.uint8)[:] = POISON
+    if values is not None:
+        made[...] = values
+    return made
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    return ndarray(_poisoned(shape, dtype))
+
+
+def asarray(x: Any, dtype: Any = None) -> ndarray:
+    if isinstance(x, ndarray):
+        return x if dtype is None or x.dtype == dtype else ndarray(x._host.astype(dtype))
+    if hasattr(x, "__cuda_array_interface__"):
+        about = SimpleNamespace(__array_interface__=x.__cuda_array_interface__, owner=x)
+        return ndarray(np.asarray(about))
+    x = np.asarray(x, dtype)
+    order = "K" if x.flags.forc else "C"
+    return ndarray(np.array(x, order=order))  # type: ignore[call-overload]
+
+
+def asnumpy(x: Any) -> np.ndarray:
+    return x.get() if isinstance(x, ndarray) else np.asarray(x)
+
+
+def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
+    return ndarray(np.lib.stride_tricks.as_strided(x._host, shape, strides))
+
+
+lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
+
+
+def _solve(a: ndarray, b: ndarray) -> ndarray:
+    try:
+        return ndarray(np.linalg.solve(a._host, b._host))
+    except np.linalg.LinAlgError:
+        return ndarray(np.full((a.shape[1], b.shape[1]), np.nan, b.dtype))
+
+
+linalg = SimpleNamespace(
+    solve=_solve, lstsq=lambda a, b, rcond=None: (ndarray(np.linalg.lstsq(a._host, b._host, rcond=rcond)[0]),)
+)
+
+
+# the device ------------------------------------------------------------------------------------------------------
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class _Stream:
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.ptr = 0
+
+    def synchronize(self) -> None:
+        pass
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+class _Pool:
+    def free_all_blocks(self) -> None:
+        global _freed, _limit
+        _freed += 1
+        if _limit_after_freeing is not None:
+            _limit = _limit_after_freeing
+
+    def used_bytes(self) -> int:
+        return 0
+
+
+_limit_after_freeing: int | None = None
+
+
+class _Device:
+    def __init__(self, number: int = 0) -> None:
+        self.id = number
+
+    compute_capability = "90"
+
+    def synchronize(self) -> None:
+        pass
+
+
+cuda = SimpleNamespace(
+    is_available=lambda: True,
+    Device=_Device,
+    Stream=_Stream,
+    get_current_stream=lambda: _Stream(),
+    memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+    runtime=SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: 1, driverGetVersion=lambda: 13000,
+        runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (_limit or 1 << 34, 1 << 34),
+    ),
+)  # fmt: skip
+_pool = _Pool()
+
+
+def get_default_memory_pool() -> _Pool:
+    return _pool
+
+
+@contextlib.contextmanager
+def limit_memory(nbytes: int, after_freeing: int | None = None) -> Iterator[None]:
+    """An array larger than `nbytes` finds no memory (after the pool was freed: larger than `after_freeing`)."""
+    global _limit, _limit_after_freeing
+    _limit, _limit_after_freeing = nbytes, after_freeing
+    try:
+        yield
+    finally:
+        _limit = _limit_after_freeing = None
+
+
+# kernels ---------------------------------------------------------------------------------------------------------
+def _compiled(name: str, text: str | None, flags: list[str]) -> Path:
+    """The shared library of a text (None: cusim.cpp), from the cache or made now."""
+    runtime = "".join((HERE / file).read_text() for file in ("cusim.h", "cusim.cpp"))
+    key = hashlib.sha256("\0".join([runtime, text or "", *flags]).encode()).hexdigest()[:24]
+    path = CACHE / f"{name}-{key}.so"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as place:
+            source, made = Path(place) / f"{name}.cpp", Path(place) / "made.so"
+            source.write_text(text if text is not None else (HERE / "cusim.cpp").read_text())
+            found = subprocess.run(
+                ["g++", *FLAGS, *flags, f"-I{HERE}", str(source), "-o", str(made)], capture_output=True, text=True
+            )
+            if found.returncode:
+                raise RuntimeError(f"the kernel does not compile:\n{found.stderr[:4000]}")
+            os.replace(made, path)
+    return path
+
+
+def _flags() -> list[str]:
+    return SANITIZERS if os.environ.get("CUSIM_SANITIZE") else []
+
+
+_runtime: Any = None
+
+
+def _library() -> Any:
+    global _runtime
+    if _runtime is None:
+        _runtime = ctypes.CDLL(str(_compiled("cusim", None, _flags())), mode=ctypes.RTLD_GLOBAL)
+    return _runtime
+
+
+def order(seed: int) -> None:
+    """0: threads and blocks as numbered; 1: backwards; from 2 on: shuffled."""
+    _library().cusim_order(seed)
+
+
+class RawModule:
+    """A compiled text; `launches` counts the launches of all modules, by the kernels' names."""
+
+    launches: dict[str, int] = {}
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
+        _library()
+        names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', code)
+        text = code + "".join(f"\nCUSIM_EXPORT({name})" for name in dict.fromkeys(names)) + "\n"
+        self._module = ctypes.CDLL(str(_compiled("kernel", text, _flags())))
+
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel(name, getattr(self._module, f"cusim_run_{name}"))
+
+
+class RawKernel:
+    """A kernel; arguments are passed as CuPy passes them: pointers, 8-byte whole numbers, doubles."""
+
+    def __init__(self, name: str, run: Any) -> None:
+        self._name, self._run = name, run
+        run.restype = ctypes.c_char_p
+        run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        self.max_dynamic_shared_size_bytes = 48 << 10
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0) -> None:
+        grid, block = (tuple(shape) + (1,) * (3 - len(shape)) for shape in (grid, block))
+        threads = block[0] * block[1] * block[2]
+        if not (0 < threads <= 1024 and min(grid) > 0 and grid[0] < 1 << 31 and max(grid[1:]) < 1 << 16):
+            raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidConfiguration: grid {grid}, block {block}")
+        if shared_mem > self.max_dynamic_shared_size_bytes or shared_mem > 227 << 10:
+            raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidValue: {shared_mem} bytes of shared memory")
+        values = [_argument(x) for x in args]
+        table = (ctypes.c_void_p * len(values))(*[ctypes.addressof(x) for x in values])
+        shape = (ctypes.c_uint * 6)(*grid, *block)
+        error = self._run(table, shape, shared_mem)
+        RawModule.launches[self._name] = RawModule.launches.get(self._name, 0) + 1
+        if error:
+            raise CUDARuntimeError(f"{self._name}: {error.decode()}")
+
+
+def _argument(x: Any) -> Any:
+    if isinstance(x, ndarray):
+        return ctypes.c_void_p(int(x.data))
+    if isinstance(x, (bool, int, np.integer)):
+        return ctypes.c_longlong(int(x))
+    if isinstance(x, float):
+        return ctypes.c_double(x)
+    raise TypeError(f"Unsupported type {type(x)}")
