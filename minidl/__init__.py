@@ -16,6 +16,7 @@ from minidl.core.errors import (
     AccelerationWarning,
     DataError,
     DeviceError,
+    DeviceMemoryError,
     DTypeError,
     EmptyDataError,
     LabelError,
@@ -28,6 +29,7 @@ from minidl.core.errors import (
     TraceError,
     TraceWarning,
 )
+from minidl.core.precision import Precision
 from minidl.core.random import rng
 from minidl.core.struct import FieldError, struct
 from minidl.data import *  # noqa: F403
@@ -37,9 +39,9 @@ from minidl.train import *  # noqa: F403
 __version__ = "0.1.0"
 
 __all__ = [
-    "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "DeviceError", "EmptyDataError",
-    "FieldError", "LabelError", "MinidlError", "NonFiniteWarning", "OptionError", "RetraceWarning", "ShapeError",
-    "SubscriptError", "TraceError", "TraceWarning",
+    "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "DeviceError",
+    "DeviceMemoryError", "EmptyDataError", "FieldError", "LabelError", "MinidlError", "NonFiniteWarning", "OptionError",
+    "Precision", "RetraceWarning", "ShapeError", "SubscriptError", "TraceError", "TraceWarning",
     "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
 ]  # fmt: skip
 __all__ += data.__all__

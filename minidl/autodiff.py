@@ -189,12 +189,12 @@ def _accumulate(gradients: dict[int, DLArray], value: Value, g: DLArray) -> None
 
 
 def _ones_like(y: DLArray) -> Value:
-    return named("full")(shape=y.shape, value=1.0, dtype=y.dtype.name)._value
+    return named("full")(shape=y.shape, value=1.0, dtype=y.dtype.name, device=y.device)._value
 
 
 def _finish(g: DLArray | None, x: DLArray) -> DLArray:
     if g is None:
-        return DLArray(named("full")(shape=x.shape, value=0.0, dtype=x.dtype.name)._value, x._labels)
+        return DLArray(named("full")(shape=x.shape, value=0.0, dtype=x.dtype.name, device=x.device)._value, x._labels)
     return DLArray(g._value, x._labels)
 
 

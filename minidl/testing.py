@@ -17,6 +17,7 @@ from minidl.accelerate.checks import distance
 from minidl.accelerate.function import NO_RETRACE, AcceleratedFunction
 from minidl.accelerate.recording import Recording
 from minidl.autodiff import dlfeval, dlgradient
+from minidl.core.device import gpu_array, host
 from minidl.core.dlarray import DLArray
 from minidl.core.errors import AccelerationWarning, DTypeError, TraceError
 from minidl.core.op import named
@@ -162,8 +163,7 @@ def _varied(args: Any, seed: int) -> Any:
 
     def vary(x: DLArray) -> DLArray:
         factor = 1.0 if seed == 0 else random.uniform(0.9, 1.1, x.shape)
-        data = np.asarray(x._value.data * factor, x.dtype)
-        return DLArray(Value(Spec(data.shape, data.dtype), data), x._labels)
+        return _with_data(np.asarray(host(x._value.data) * factor, x.dtype), x)
 
     return _mapped(args, vary)
 
@@ -173,8 +173,14 @@ def _in_double(args: Any) -> Any:
 
 
 def _double(x: DLArray) -> DLArray:
-    data = x._value.data if x.dtype.kind != "f" else x._value.data.astype(DOUBLE)
-    return DLArray(Value(Spec(data.shape, data.dtype), data), x._labels)
+    data = host(x._value.data)
+    return _with_data(data if x.dtype.kind != "f" else data.astype(DOUBLE), x)
+
+
+def _with_data(data: np.ndarray, like: DLArray) -> DLArray:
+    """Other numbers with the labels of a dlarray, on its device."""
+    moved = data if like.device == "cpu" else gpu_array("dlarray", data)
+    return DLArray(Value(Spec(data.shape, data.dtype, like.device), moved), like._labels)
 
 
 # two recordings -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from minidl import backends
 from minidl.accelerate.function import PLACES
 from minidl.core.errors import MinidlError
 from minidl.core.random import rng
@@ -103,12 +104,18 @@ class Device:
         return made
 
 
+def use(library) -> None:
+    """Have minidl take this library for CuPy; None for CuPy itself."""
+    launch.use(library)
+    backends.gpu().forget()
+
+
 @pytest.fixture(params=["shim", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     """A place to run CUDA kernels; with `pytest -m gpu` it is a real GPU."""
     found = Device(request.param)
-    launch.use(found.library)
+    use(found.library)
     found.set_order(0)
     yield found
     found.set_order(0)
-    launch.use(None)
+    use(None)

@@ -40,6 +40,7 @@ def use(library: Any) -> None:
     _library = library
     module.cache_clear()
     kernel.cache_clear()
+    compiled.cache_clear()
 
 
 @functools.cache
@@ -82,6 +83,12 @@ def module(text: str) -> Any:
 def kernel(file: str, name: str, **constants: Any) -> Launch:
     """The kernel `name` of a .cu file, for these constants."""
     return Launch(module(source(text_of(file), tuple(constants.items()))).get_function(name))
+
+
+@functools.cache
+def compiled(text: str, name: str) -> Launch:
+    """The kernel `name` of a whole text, such as a generated one."""
+    return Launch(module(text).get_function(name))
 
 
 class Launch:

@@ -17,16 +17,24 @@ DEVICE float to_tf32(float x) {
   return __uint_as_float(r);
 }
 
-// One warp: d (16 x 8) += a (16 x 8) b (8 x 8), rounded to tf32, added up in float. With g = lane / 4, t = lane % 4:
+// One warp: d (16 x 8) += a (16 x 8) b (8 x 8), added up in float. With g = lane / 4, t = lane % 4:
 // a = A[g][t], A[g + 8][t], A[g][t + 4], A[g + 8][t + 4]; b = B[t][g], B[t + 4][g];
 // d = D[g][2t], D[g][2t + 1], D[g + 8][2t], D[g + 8][2t + 1].  Source: PTX ISA, mma.m16n8k8. Needs sm_80.
-DEVICE void mma_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+// a and b are what to_tf32 has rounded; mma_tf32 rounds them itself.
+DEVICE void mma_rounded(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(__float_as_uint(to_tf32(a[0]))), "r"(__float_as_uint(to_tf32(a[1]))), "r"(__float_as_uint(to_tf32(a[2]))),
-        "r"(__float_as_uint(to_tf32(a[3]))), "r"(__float_as_uint(to_tf32(b[0]))), "r"(__float_as_uint(to_tf32(b[1]))));
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#endif
+}
+DEVICE void mma_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  const float left[4] = {to_tf32(a[0]), to_tf32(a[1]), to_tf32(a[2]), to_tf32(a[3])};
+  const float right[2] = {to_tf32(b[0]), to_tf32(b[1])};
+  mma_rounded(d, left, right);
 #endif
 }
 #else

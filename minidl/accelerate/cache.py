@@ -46,9 +46,9 @@ class Cache:
 
     def recall(self, args: Any, kwargs: Any, is_traced: bool, *, is_renewed: bool = False) -> Look | None:
         """The fast way: one of the latest traces, if it has the call's signature."""
-        backend = backends.current()
+        setting = backends.setting()
         for trace in self._recent[is_traced]:
-            if trace.backend is backend:
+            if trace.signature.backend == setting:
                 values = trace.inputs(args, kwargs, is_renewed)
                 if values is not None:
                     return Look(trace, values)
@@ -57,7 +57,7 @@ class Cache:
     def look_up(self, leaves: list[Any], structure: Any, is_traced: bool) -> Look:
         """The sure way: by keys."""
         arguments = Tree(structure, Signer().leaves(leaves, plain_key))
-        backend = backends.current().__name__
+        backend = backends.setting()
         with self.lock:
             plans = list(self.plans.get((arguments, is_traced, backend), ()))
         for plan in plans:

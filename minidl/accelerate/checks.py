@@ -11,6 +11,7 @@ import numpy as np
 from minidl.accelerate.recording import Recording, Trace
 from minidl.accelerate.signature import plain_key
 from minidl.core.apply import compute
+from minidl.core.device import host
 from minidl.core.dlarray import DLArray
 from minidl.core.random import CELLS
 from minidl.core.spec import Value
@@ -69,17 +70,17 @@ def _first_difference(graph: Graph, recording: Recording, tolerance: float) -> s
 
 def not_finite(trace: Trace, result: Any, inputs: list[Value]) -> str:
     """If a result has NaN or Inf: the first op that gave one, found by replaying op by op, in words; '' if none has."""
-    if all(np.isfinite(x._value.data).all() for x in flatten(result)[0] if isinstance(x, DLArray)):
+    if all(np.isfinite(host(x._value.data)).all() for x in flatten(result)[0] if isinstance(x, DLArray)):
         return ""
     graph = trace.graph
     values = dict(zip(graph.inputs, inputs))
     values.update({x: Value(graph.specs[x], data) for x, data in graph.constants.items()})
     for k, x in enumerate(graph.inputs):
-        if not np.isfinite(values[x].data).all():
+        if not np.isfinite(host(values[x].data)).all():
             return f"its input {x} (array {k} of the arguments and captures) has them already"
     for node in graph.nodes:
         made = _computed(node, values)
-        if not all(np.isfinite(y.data).all() for y in made):
+        if not all(np.isfinite(host(y.data)).all() for y in made):
             way = "gradient, on the way back through" if node.is_gradient else "forward, at"
             return f"the first op that gave them is {node.op.name} ({way} {node.where})"
         values.update(zip(node.outputs, made))
@@ -94,7 +95,7 @@ def _computed(node: Any, values: dict[Any, Value]) -> tuple[Value, ...]:
 def _is_equal(x: Any, y: Any) -> bool:
     """Whether two operands, values or literals, are the same numbers."""
     if isinstance(x, Value) and isinstance(y, Value):
-        return x.spec == y.spec and np.array_equal(x.data, y.data, equal_nan=x.data.dtype.kind == "f")
+        return x.spec == y.spec and np.array_equal(host(x.data), host(y.data), equal_nan=x.spec.dtype.kind == "f")
     return plain_key(x) == plain_key(y)
 
 
@@ -104,7 +105,7 @@ def distance(found: Any, wanted: Any) -> float:
         return 0.0 if plain_key(found) == plain_key(wanted) else float("inf")
     if found._value.spec != wanted._value.spec or found._labels != wanted._labels:
         return float("inf")
-    a, b = found._value.data, wanted._value.data
+    a, b = host(found._value.data), host(wanted._value.data)
     if a.dtype.kind != "f":
         return 0.0 if np.array_equal(a, b) else float("inf")
     with np.errstate(all="ignore"):

@@ -344,7 +344,7 @@ class AcceleratedFunction:
             last, signer = kept[-1].signature, Signer()
             arguments = Tree(structure, signer.leaves(leaves, plain_key))
             captured = last.plan.tree(leaves, signer)
-            new = Signature(arguments, captured, last.plan, bool(open_tapes()), backends.current().__name__)
+            new = Signature(arguments, captured, last.plan, bool(open_tapes()), backends.setting())
             why = "; ".join(map(str, report.differences(last, new, self._function)[:3]))
         return (
             f"no_retrace: {self._name()} would be recorded anew: {why or 'it has no trace yet'}. "

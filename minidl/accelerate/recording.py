@@ -19,6 +19,7 @@ from minidl import backends
 from minidl.accelerate.captures import find_captures
 from minidl.accelerate.effects import Effect, Watch
 from minidl.accelerate.signature import Guard, Plan, Signature, Signer, Tree, guard_of, plain_key
+from minidl.backends import precision
 from minidl.core.dlarray import DLArray
 from minidl.core.labels import describe
 from minidl.core.op import KERNEL, Op
@@ -26,9 +27,10 @@ from minidl.core.random import CELLS, LOCK, STATE_SPEC, Cell
 from minidl.core.spec import TYPE_NAMES, Value
 from minidl.core.tape import Call, Tape, open_tapes, opened
 from minidl.core.tree import builder, flatten, unflatten
+from minidl.engine.compile import compile_graph
 from minidl.engine.graph import Graph, Id, from_tape
 from minidl.engine.layout import order_of
-from minidl.engine.program import ExactProgram, Program, compile_graph
+from minidl.engine.program import ExactProgram, Program
 
 
 class Recording:
@@ -37,6 +39,7 @@ class Recording:
     def __init__(self, function: Callable[..., Any], leaves: list[Any], structure: Any) -> None:
         self.tape = Tape(everything=True)
         self._is_traced, self._backend = bool(open_tapes()), backends.current()
+        self._setting, self.precision = backends.setting(), precision.current()
         self.captures = find_captures(function, leaves, structure)
         self.sources = [x for x in leaves if hasattr(type(x), "__next__") or hasattr(type(x), "hasdata")]
         self.sources += self.captures.sources
@@ -104,7 +107,7 @@ class Recording:
 
     @property
     def signature(self) -> Signature:
-        return Signature(self._arguments, self._captured, self.plan, self._is_traced, self._backend.__name__)
+        return Signature(self._arguments, self._captured, self.plan, self._is_traced, self._setting)
 
     def graph(self) -> Graph:
         """The calls as a graph. Inputs: arguments, captures, state cells; outputs: results, changed state cells."""
@@ -158,6 +161,7 @@ class Trace:
         self._specs = [self.graph.specs[y] for y in self.graph.outputs]
         self.structure, self.changed = recording.structure, recording.changed
         self.signature, self.backend = recording.signature, recording._backend
+        self._precision = recording.precision
         self.leaves = [x._labels if isinstance(x, DLArray) else _Plain(x) for x in recording.outputs]
         self.record_seconds, self.compile_seconds, self.replay_seconds = record_seconds, 0.0, 0.0
         self._orders = [order_of(value.data) for value in recording.values] + [(0,)] * len(CELLS)
@@ -178,7 +182,8 @@ class Trace:
             with self._lock:
                 if self._program is None:
                     start = time.perf_counter()
-                    program = compile_graph(self.graph, self._orders, self.backend, is_exact=self.is_exact)
+                    with precision.chosen(self._precision):
+                        program = compile_graph(self.graph, self._orders, self.backend, is_exact=self.is_exact)
                     self.compile_seconds, self._program = time.perf_counter() - start, program
         return self._program
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from minidl.kernels import normal
+
 Array = np.ndarray
 
 
@@ -32,6 +34,8 @@ def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, An
     if kind == "reduce":
         return [np.asarray(REDUCTIONS[op.name](arrays[0], **params))]
     fill = KERNELS.get(op.name)
+    if fill is None and op.body is None:
+        fill = op.kernels.get("cpu")
     if fill is None:
         return None
     outputs = [np.empty(spec.shape, spec.dtype) for spec in specs]
@@ -309,21 +313,79 @@ def _spacing(y: Array, x: Array) -> None:
     np.spacing(np.abs(x), out=y)
 
 
-def _full(y: Array, *, shape: tuple[int, ...], value: float, dtype: str) -> None:
+def _full(y: Array, *, shape: tuple[int, ...], value: float, dtype: str, device: str = "cpu") -> None:
     y[...] = value
 
 
+def _transfer(y: Array, x: Any, *, device: str) -> None:
+    y[...] = x if isinstance(x, Array) else x.get()
+
+
+_WORDS = 8192  # random words that are turned into normal numbers at once: they stay in the cache
+
+
 def _random(y: Array, new: Array, state: Array, *, shape: tuple[int, ...], dtype: str, law: str) -> None:
+    # every element comes from its own place among the draw's words, so that devices can draw it apart from the others
     new[...] = state
     new[1] += np.uint64(1)
-    generator = np.random.Generator(np.random.Philox(key=int(state[0]), counter=int(state[1]) << 128))
-    draw = generator.random if law == "uniform" else generator.standard_normal
-    y[...] = draw(y.shape, dtype=y.dtype)
+    words = np.random.Philox(key=int(state[0]), counter=int(state[1]) << 128)
+    if law == "uniform":
+        y[...] = np.random.Generator(words).random(y.shape, dtype=y.dtype)
+        return
+    flat = np.empty(y.size, y.dtype)
+    for start in range(0, y.size, _WORDS):
+        part = flat[start : start + _WORDS]
+        part[...] = _normal(words.random_raw(part.size))
+    y[...] = flat.reshape(y.shape)
+
+
+def _normal(words: Array) -> Array:
+    """A normal number of each word of 64 bits: the inverse distribution function at (k + 1/2) / 2^53, k its top bits.
+
+    In double, by the operations that `minidl.kernels.normal` lists and no others: every device gives the same bits.
+    """
+    odd = (words >> np.uint64(11)).view(np.int64) * 2 - (2**53 - 1)
+    q = odd * 2.0**-54  # the probability less 1/2, exactly; never 0
+    y = np.empty(q.shape)
+    is_near = np.abs(q) <= normal.NEAR
+    near = q[is_near]
+    y[is_near] = _quotient(near, normal.CENTRE, normal.NEAR_SQUARED - near * near)
+    tail = odd[~is_near]
+    r = np.sqrt(_minus_log(2**53 - np.abs(tail)))
+    size = _quotient(1.0, normal.MIDDLE, r - normal.MIDDLE_START)
+    is_far = r > normal.FAR_START
+    if is_far.any():
+        size[is_far] = _quotient(1.0, normal.FAR, r[is_far] - normal.FAR_START)
+    y[~is_near] = np.where(tail < 0, -size, size)
+    return y
+
+
+def _minus_log(count: Array) -> Array:
+    """-log(count / 2^54) of whole numbers from 1 to 2^53."""
+    m, e = np.frexp(count.astype(np.float64))
+    is_low = m < normal.ROOT_HALF
+    m, e = np.where(is_low, m * 2, m), e - is_low
+    z = (m - 1) / (m + 1)
+    return (54 - e) * normal.LOG_2 - z * _horner(normal.LOG_SERIES, z * z)
+
+
+def _quotient(factor: Any, coefficients: tuple[tuple[float, ...], ...], x: Array) -> Array:
+    """factor * polynomial / polynomial at x."""
+    above, below = (_horner(c, x) for c in coefficients)
+    return factor * above / below
+
+
+def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
+    y = np.full(x.shape, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        y *= x
+        y += c
+    return y
 
 
 KERNELS: dict[str, Callable[..., None]] = {
     "matmul": _matmul, "solve": _solve, "lstsq": _lstsq, "place": _place, "assign": _assign, "gather": _gather,
     "scatter_add": _scatter_add, "scatter": _scatter, "concatenate": _concatenate, "cumsum_along": _cumsum,
     "cumprod_along": _cumprod, "argmax": _argmax, "argsort": _argsort, "spacing": _spacing,
-    "full": _full, "random": _random,
+    "full": _full, "random": _random, "transfer": _transfer,
 }  # fmt: skip

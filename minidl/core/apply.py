@@ -7,13 +7,18 @@ DLArray handles, so rules, tapes and the engine never hear of them.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minidl import backends
+from minidl.core import custom
 from minidl.core import dlarray as handles
+from minidl.core.device import device_of
+from minidl.core.errors import DeviceError, DeviceMemoryError
 from minidl.core.labels import match
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
 from minidl.core.tape import Call, alone, is_watched, open_tapes, unwatched
@@ -30,6 +35,8 @@ def apply(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
     A MAP op keeps labels and expands by label; other ops are about positions and give unlabelled results.
     """
     operands = [x if type(x) in _READY else handles.operand(op.name, x, is_kept=_keeps(op)) for x in inputs]
+    if backends.has_used_gpu():
+        operands = _on_one_device(operands)
     labels = ""
     if op.is_map:
         first = _uniform(operands) if op.is_float else None
@@ -55,7 +62,7 @@ def apply_each(op: Op, operands: tuple[Any, ...]) -> list[list[Any]]:
     """
     columns = [x for x in operands if type(x) is list]
     specs, labels = [x._value.spec for x in columns[0]], [x._labels for x in columns[0]]
-    run_each = getattr(backends.current(), "run_each", None)
+    run_each = getattr(backends.of(specs[0].device), "run_each", None) if specs else None
     has_plain_results = op.infer_rule is None and op.output_types.strip("f") == ""
     if (
         run_each is None or open_tapes() or not has_plain_results or any(spec.dtype.kind != "f" for spec in specs)
@@ -65,7 +72,7 @@ def apply_each(op: Op, operands: tuple[Any, ...]) -> list[list[Any]]:
         return [list(column) for column in zip(*results)] or [[] for _ in op.output_types]
     work = zip(*[[y._value.data for y in x] if type(x) is list else repeat(x) for x in operands])
     count = len(op.output_types)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), _explained():
         made = run_each(op, list(zip([(spec,) * count for spec in specs], work)), {})
     found = [list(map(handles.DLArray, map(Value, specs, datas), labels)) for datas in zip(*made)]
     return found or [[] for _ in range(count)]
@@ -101,17 +108,20 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
     if any([data is None for data in datas]):
         outputs = tuple([Value(spec, None) for spec in output_specs])  # abstract: structure without numbers
     else:
-        if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
-            if is_watched():
-                with unwatched():
+        try:
+            if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
+                if is_watched():
+                    with unwatched():
+                        results = backends.run(op, output_specs, datas, params)
+                else:
                     results = backends.run(op, output_specs, datas, params)
             else:
-                results = backends.run(op, output_specs, datas, params)
-        else:
-            with np.errstate(all="ignore"):
-                results = backends.run(op, output_specs, datas, params)
+                with np.errstate(all="ignore"):
+                    results = backends.run(op, output_specs, datas, params)
+        except backends.NoRoom as error:
+            raise DeviceMemoryError(str(error)) from error
         if results is None:  # no kernel on this backend: the body is the meaning
-            results = _run_body(op, values, params)
+            results = _run_body(op, values, params, output_specs)
         outputs = tuple([Value(spec, data) for spec, data in zip(output_specs, results)])
     if tapes:
         call = Call(op, values, params, outputs)
@@ -120,12 +130,45 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
     return outputs
 
 
-def _run_body(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> list[Any]:
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Errors of backends by their names of this floor."""
+    try:
+        yield
+    except backends.NoRoom as error:
+        raise DeviceMemoryError(str(error)) from error
+
+
+def _on_one_device(operands: list[Any]) -> list[Any]:
+    """The operands, those in the host's memory brought to the GPU if there is one there already."""
+    devices = [x._value.spec.device for x in operands if type(x) is handles.DLArray]
+    if len(set(devices)) < 2:
+        return operands
+    transfer = named("transfer")
+    return [
+        handles.DLArray(transfer(x, device="gpu")._value, x._labels)
+        if type(x) is handles.DLArray and x._value.spec.device != "gpu" else x
+        for x in operands
+    ]  # fmt: skip
+
+
+def _run_body(op: Op, values: tuple[Any, ...], params: dict[str, Any], specs: tuple[Spec, ...]) -> list[Any]:
     if op.body is None:
-        raise NotImplementedError(f"{op.name}: this backend has no kernel for it, and it has no body.")
+        device = specs[0].device
+        other, there = ("cpu", "gather(X)") if device == "gpu" else ("gpu", "gpuArray(X)")
+        remedy = f'@{op.name}.kernel("{device}"), or a body'
+        if other in op.kernels:
+            remedy += f", or bring the data to where it has one: {there}"
+        raise DeviceError(f"{op.name}: the data are on the {device}, where it has no kernel, and it has no body. "
+                          f"Give it {remedy}.")  # fmt: skip
     with alone():
         result = op.body(*[handles.DLArray(x, "") if isinstance(x, Value) else x for x in values], **params)
-    return [y._value.data for y in (result if isinstance(result, tuple) else (result,))]
+    made = [y._value if isinstance(y, handles.DLArray) else y for y in (result if type(result) is tuple else (result,))]
+    if op.is_users:
+        custom.check_made(op, made, specs)
+    return [y.data for y in made]
+
+
 
 
 def _expand(op: Op, operands: list[Any]) -> tuple[list[Any], str]:
@@ -187,4 +230,4 @@ def abstract(spec: Spec) -> Any:
 
 def constant(data: np.ndarray) -> Value:
     """A Value around plain data."""
-    return Value(Spec(data.shape, data.dtype), data)
+    return Value(Spec(data.shape, data.dtype, device_of(data)), data)

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from minidl.core.device import device_of, gpu_array, host, is_on_gpu, need_gpu
 from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
 from minidl.core.spec import TYPE_NAMES, Spec, Value
@@ -65,6 +66,11 @@ class DLArray:
         return self._value.spec.dtype
 
     @property
+    def device(self) -> str:
+        """"cpu" or "gpu": whose memory the data lie in."""
+        return self._value.spec.device
+
+    @property
     def T(self) -> DLArray:
         """The transpose."""
         return _call("transpose", self)
@@ -76,12 +82,13 @@ class DLArray:
     def __repr__(self) -> str:
         spec = self._value.spec
         kind = TYPE_NAMES.get(spec.dtype, str(spec.dtype))
-        head = f"{describe(spec.shape, self._labels)} {'' if kind == 'double' else kind + ' '}dlarray"
+        kind = ("" if kind == "double" else kind + " ") + ("gpuArray " if spec.device == "gpu" else "")
+        head = f"{describe(spec.shape, self._labels)} {kind}dlarray"
         if self._value.data is None:
             return f"{head} (abstract)"
         if not spec.size:
             return f"{head} (empty)"
-        return f"{head}\n\n{np.array2string(np.asarray(self._value.data), prefix='', threshold=200, precision=4)}"
+        return f"{head}\n\n{np.array2string(host(self._value.data), prefix='', threshold=200, precision=4)}"
 
     def __len__(self) -> int:
         if not self.shape:
@@ -89,9 +96,9 @@ class DLArray:
         return self.shape[0]
 
     # numbers out (the tape is told) -----------------------------------------------------------------------------
-    def extractdata(self) -> np.ndarray:
-        """The plain data, in stored order, not traced: a copy of its own."""
-        return np.array(numbers(self))
+    def extractdata(self) -> Any:
+        """The plain data, in stored order, not traced: a copy of its own, a NumPy array or on the GPU a CuPy array."""
+        return _data(self).copy("K") if self.device == "gpu" else np.array(_data(self))
 
     def numpy(self) -> np.ndarray:
         """The plain data as a NumPy array of its own (from any device)."""
@@ -147,14 +154,20 @@ class DLArray:
         """A copy for other libraries: not all of them know of memory that must not be written to."""
         if options.get("copy") is False:
             raise BufferError("dlarray: its memory is not shared, others might write to it. Ask for a copy.")
-        return numbers(self).copy("K").__dlpack__(**options)
+        return _data(self).copy("K").__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return numbers(self).__dlpack_device__()
+        return _data(self).__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if self.device != "gpu":
+            raise AttributeError("__cuda_array_interface__: this dlarray lies in the host's memory. Use gpuArray(X).")
+        return self.extractdata().__cuda_array_interface__
 
     # copies -----------------------------------------------------------------------------------------------------
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (np.array(numbers(self), order="C"), self._labels)
+        return _restore, (np.array(numbers(self), order="C"), self._labels, self.device)
 
     def __copy__(self) -> DLArray:
         return DLArray(self._value, self._labels)
@@ -399,7 +412,7 @@ def adopted(data: Any, fmt: str | None = None) -> DLArray:
 
 
 def _wrapped(data: np.ndarray, fmt: str | None) -> DLArray:
-    value = Value(Spec(data.shape, data.dtype), data)
+    value = Value(Spec(data.shape, data.dtype, device_of(data)), data)
     return DLArray(value) if fmt is None else _label(value, fmt)
 
 
@@ -413,7 +426,12 @@ def isdlarray(x: object) -> bool:
 
 
 def numbers(x: DLArray) -> np.ndarray:
-    """The data of x for use outside of minidl's ops; open recordings are told that Python looked."""
+    """The data of x, in the host's memory, for use outside of minidl's ops; recordings are told that Python looked."""
+    return host(_data(x))
+
+
+def _data(x: DLArray) -> Any:
+    """The same wherever they lie."""
     value = x._value
     if value.data is None:
         raise TraceError("dlarray: an abstract array has no numbers. Compute with ops only inside the body of an op.")
@@ -443,7 +461,7 @@ def check_data(who: str, X: Any) -> np.ndarray:
     """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
     is_plain = isinstance(X, (bool, int, float, list, tuple, range))
     try:
-        data = np.asarray(X)
+        data = gpu_array(who, X) if is_on_gpu(X) else np.asarray(X)
     except (ValueError, TypeError) as error:
         raise DTypeError(f"{who}: a rectangular array is wanted; got {type(X).__name__} ({error}).") from None
     if data.dtype.kind == "f" and data.dtype.itemsize in (4, 8) or data.dtype.kind == "b":
@@ -525,5 +543,9 @@ def _arranged(value: Value, shape: tuple[int, ...], fmt: str) -> DLArray:
     return DLArray(x._value, labels)
 
 
-def _restore(data: np.ndarray, labels: str) -> DLArray:
-    return DLArray(_wrapped(kept_data(data, data), None)._value, labels)  # pickle may hand out the caller's buffers
+def _restore(data: np.ndarray, labels: str, device: str = "cpu") -> DLArray:
+    """From a pickle, on the device where it was; its buffers may be the caller's."""
+    if device == "gpu":
+        need_gpu("unpickling a dlarray that was on a GPU")
+        return DLArray(_wrapped(gpu_array("dlarray", data), None)._value, labels)
+    return DLArray(_wrapped(kept_data(data, data), None)._value, labels)

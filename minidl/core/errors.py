@@ -26,6 +26,10 @@ class DeviceError(MinidlError, RuntimeError):
     """A device was asked for that is not there."""
 
 
+class DeviceMemoryError(DeviceError, MemoryError):
+    """The GPU has no room for an array, even after everything unused was freed."""
+
+
 class DTypeError(MinidlError, TypeError):
     """Data of a kind that a dlarray cannot hold, or an object of the wrong type."""
 

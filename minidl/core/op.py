@@ -6,9 +6,12 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minidl.backends.loop import Loop
+from minidl.core import custom
 from minidl.core.apply import apply
-from minidl.core.errors import MinidlError
-from minidl.core.loop import Loop, loop_of_body
+from minidl.core.errors import DTypeError, MinidlError, OptionError, choice
+from minidl.core.loop import loop_of_body
+from minidl.core.options import options
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, Spec
 from minidl.core.vocabulary import OPS as OPS
 from minidl.core.vocabulary import named as named
@@ -18,7 +21,12 @@ Case = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Kind(enum.Enum):
-    """What a pass may know of an op."""
+    """What a pass may know of an op: MAP, REDUCE, VIEW or KERNEL. See `op`, which takes MAP and KERNEL from users.
+
+    >>> from minidl import KERNEL, MAP
+    >>> MAP.value, KERNEL.value
+    ('map', 'kernel')
+    """
 
     MAP = "map"  # one scalar text per element; all arrays have one shape
     REDUCE = "reduce"  # combines elements along `axes`; reduced dimensions stay with size 1
@@ -27,6 +35,7 @@ class Kind(enum.Enum):
 
 
 MAP, REDUCE, VIEW, KERNEL = Kind
+
 
 class Op:
     """A named operation: kind, rules and, where other ops can say it, its body.
@@ -68,6 +77,9 @@ class Op:
         self.vjp_rules: tuple[Rule | None, ...] | None = None
         self.contraction_rule: Rule | None = None
         self.assembly_rule: Rule | None = None
+        self.kernels: dict[str, Rule] = {}  # a user's kernel for a device
+        self.is_users = False  # declared outside of minidl
+        self.home = ""  # module and name of the function that declared it
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
         return apply(self, inputs, params)
@@ -79,15 +91,62 @@ class Op:
         return named, (self.name,)
 
     def infer(self, rule: Rule) -> Rule:
+        """Decorate rule(*inputs, **params): Specs (and numbers) in, the result's Spec out, or a tuple of them.
+
+        Complaints about sizes are raised here. Without it the results are like the first input.
+        """
         self.infer_rule = rule
         return rule
 
     def vjp(self, rule: Rule) -> Rule:
+        """Decorate rule(g, y, *inputs, **params): the gradient of each input, None for zero.
+
+        g is the gradient of the result y. With several results both are tuples, and g has None where a result is not
+        used. Said in dlarrays, so that it can be differentiated again.
+        """
         self.vjp_rule = rule
         return rule
 
     def vjps(self, *rules: Rule | None) -> None:
+        """Give one such rule for each input, each for one gradient: only those that are wanted are computed."""
         self.vjp_rules = rules
+
+    def kernel(self, device: str) -> Callable[[Rule], Rule]:
+        """Decorate a function that computes the op on a device, "cpu" or "gpu", in the place of its body.
+
+            kernel(*outputs, *inputs, **params)
+
+        It fills the outputs, which have the sizes and types that `infer` says, and returns nothing. Arrays are dense,
+        last dimension fastest: NumPy's on the CPU, CuPy's on the GPU, where it launches on CuPy's current stream and
+        does not wait. Numbers among the inputs stay numbers. Inputs must not be written to.
+        Raises OptionError for another device, MinidlError for an op that is no KERNEL op.
+
+        >>> from minidl import KERNEL, dlarray, op
+        >>> @op(KERNEL)
+        ... def twice(x):
+        ...     "Two times x."
+        ...     return x + x
+        >>> @twice.kernel("cpu")
+        ... def _(y, x):
+        ...     y[...] = 2 * x
+        >>> twice(dlarray([1.0, 2.0])).tolist()
+        [2.0, 4.0]
+        """
+        device = choice(f"{self.name}.kernel", "the device", device, ["cpu", "gpu"])
+        if self.kind is not KERNEL:
+            raise MinidlError(
+                f"{self.name}.kernel: a {self.kind_name.upper()} op is fused with its neighbours and has no kernel of its "
+                f"own. Declare it with @op(KERNEL)."
+            )
+
+        def put(kernel: Rule) -> Rule:
+            if not callable(kernel):
+                raise DTypeError(f"{self.name}.kernel: a function is wanted; got {type(kernel).__name__}.")
+
+            self.kernels[device] = custom.Kernel(self, device, kernel)
+            return kernel
+
+        return put
 
     def contraction(self, rule: Rule) -> Rule:
         """Declare that the op sums products: rule(*specs, **params) gives its Contractions, each a part of y."""
@@ -103,13 +162,17 @@ class Op:
         return self.input_types[min(i, len(self.input_types) - 1)]
 
     def loop(self, dtypes: tuple[Any, ...], moves: tuple[bool, ...], params: dict[str, Any]) -> Loop:
-        """The body of a MAP op as one loop (see `core.loop`), for backends."""
+        """The body of a MAP op as one loop (see `backends.loop`), for backends."""
         return loop_of_body(self, dtypes, moves, params)
 
     def output_specs(self, specs: Sequence[Any], params: dict[str, Any]) -> tuple[Spec, ...]:
         """Specs of the outputs for these inputs (literals stand for themselves)."""
+        if self.is_users:
+            custom.check_params(self, params)
         if self.infer_rule is not None:
             found = self.infer_rule(*specs, **params)
+            if self.is_users:
+                return custom.placed(self, found, specs)
             return (found,) if isinstance(found, Spec) else tuple(found)
         if self.is_map and self.is_float:
             first = next(s for s in specs if type(s) is Spec)
@@ -120,24 +183,62 @@ class Op:
         dtype = {"f": floats[0] if floats else DOUBLE, "b": LOGICAL}
         return tuple(Spec(known[0].shape, dtype[letter], known[0].device) for letter in self.output_types)
 
-
 def _empty() -> None:
     """Nothing but a docstring: what the function of a primitive op looks like."""
 
 
-def op(kind: Kind, **facts: Any) -> Callable[[Rule], Op]:
-    """Declare an op: the decorated function's name is its name, its docstring its meaning, its code its body."""
+@options
+def op(
+    kind: Kind, *, text: str | None = None, types: str = "f->f", domain: tuple[float, float] = (-2.0, 2.0),
+    samples: Callable[[Any], list[Case]] | None = None, is_constant: bool = False, identity: float = 0.0,
+    neutral: tuple[float | None, ...] = (),
+) -> Callable[[Rule], Op]:  # fmt: skip
+    """Declare an operation: the decorated function's name is its name, its docstring its meaning, its code its body.
+
+    kind  : MAP: one number at a time; operands expand by label. Said by `text`, or by a body of other MAP ops.
+            KERNEL: anything else, by a body in other operations, by kernels of your own (`Op.kernel`), or both.
+    text  : of a MAP op without a body: the number for the operands {0}, {1} ..., such as "exp(-{0} * {0})". It may use
+            + - * /, comparisons, where(a, b, c), pow(a, b) and the usual functions.
+    types : a letter per input: f real, b logical, a any; the last one repeats. Behind "->" one per result.
+    is_constant : the derivative is zero wherever there is one.
+    domain, samples, identity, neutral : for minidl's own ops and their tests.
+    Inputs are arrays, by position; everything else is given by keyword and is a number, text or tuple. A body, `infer`
+    and `vjp` see arrays without labels, and may depend on nothing but their arguments. A MAP op's result has labels; a
+    KERNEL op's has none: put them back with dlarray(Y, dims(X)). A body without `vjp` is differentiated itself.
+    Returns an Op: call it like a function; `.vjp`, `.vjps`, `.infer` and `.kernel` give it its rules.
+    Raises MinidlError for a name that is taken or a missing docstring, OptionError for a text that cannot be read.
+
+    >>> from minidl import MAP, dlarray, dlfeval, dlgradient
+    >>> @op(MAP, text="({0} * {0} * {0})")
+    ... def cubed(x):
+    ...     "x * x * x."
+    >>> @cubed.vjp
+    ... def _(g, y, x):
+    ...     return (g * 3 * x * x,)
+    >>> dlfeval(lambda x: dlgradient(cubed(x), x), dlarray(2.0)).item()
+    12.0
+    """
+    if not isinstance(kind, Kind):
+        raise OptionError("op: the first argument is the kind. Write @op(MAP, text=...) or @op(KERNEL).")
 
     def declare(function: Rule) -> Op:
         code = function.__code__
         name = function.__name__.rstrip("_")
-        if name in OPS:
+        is_users = not str(function.__module__).startswith("minidl.")
+        home = f"{function.__module__}.{function.__qualname__}"
+        if name in OPS and not (is_users and OPS[name].home == home):  # a cell of a notebook may be run again
             raise MinidlError(f"op: {name} is declared twice. Give the second one another name.")
         if not function.__doc__:
             raise MinidlError(f"op: {name} has no docstring. Say in one sentence what it computes.")
         body = None if code.co_code == _empty.__code__.co_code else function
         variadic = bool(code.co_flags & 0x04)
-        new = Op(name, kind, body, doc=function.__doc__, arity=None if variadic else code.co_argcount, **facts)
+        new = Op(
+            name, kind, body, doc=function.__doc__, arity=None if variadic else code.co_argcount, text=text, types=types,
+            domain=domain, samples=samples, is_constant=is_constant, identity=identity, neutral=neutral,
+        )  # fmt: skip
+        new.is_users, new.home = is_users, home
+        if is_users:
+            custom.check_declared(new)
         OPS[name] = new
         return new
 

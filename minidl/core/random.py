@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minidl.core.device import host
 from minidl.core.errors import OptionError
 from minidl.core.spec import Spec, Value
 from minidl.core.struct import struct
@@ -62,7 +63,7 @@ def rng(seed: int | str | dict[str, Any] | None = None, generator: str | None = 
             raise OptionError("rng: a generator goes with a seed, a state has its own. Write rng(seed, generator).")
     with LOCK:
         note_read(GENERATOR.value)
-        data = GENERATOR.value.data
+        data = host(GENERATOR.value.data)
         before = struct(Type=TYPE, Seed=int(data[0]), Draws=int(data[1]))
         if isinstance(seed, dict) and seed.keys() == before.keys():
             _check_type(seed["Type"])
@@ -93,7 +94,8 @@ def generator_of(state: np.ndarray) -> np.random.Generator:
     """NumPy's generator for one draw: the key is (seed, 0), the counter (block, 0, draw, 0).
 
     Words of 64 bits, lowest first. Block counts from 1, each block has four words of random bits; so a draw would have
-    to be of 2^130 words before it came upon those of the next one.
+    to be of 2^130 words before it came upon those of the next one. The op `random` takes the same words, and every
+    element from a place of its own among them, so that any device draws the same bits.
     """
     return np.random.Generator(np.random.Philox(key=int(state[0]), counter=int(state[1]) << 128))
 
@@ -107,7 +109,7 @@ def host_generator() -> np.random.Generator:
     """A generator for work outside of tapes (initial weights, shuffling); counts as one draw."""
     with LOCK:
         note_read(GENERATOR.value)  # what the host draws, no replay can draw anew
-        state = GENERATOR.value.data
+        state = host(GENERATOR.value.data)
         GENERATOR.value = Value(STATE_SPEC, advanced(state))
     return generator_of(state)
 

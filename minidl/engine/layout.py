@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from minidl.backends.loop import Access
 from minidl.core.contraction import Contraction
-from minidl.core.loop import Access
 from minidl.core.op import KERNEL, MAP, VIEW, Op, op
 from minidl.core.spec import DOUBLE, SINGLE, Spec
 from minidl.engine.graph import Graph, Id, Node

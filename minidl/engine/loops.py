@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.op import MAP
 from minidl.core.spec import DOUBLE, SINGLE
 from minidl.engine.graph import Id, Node

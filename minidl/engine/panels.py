@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.spec import Spec
 from minidl.engine.contract import Contract, Part
 from minidl.engine.fuse import Schedule, Task

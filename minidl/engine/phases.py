@@ -16,7 +16,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.spec import DOUBLE, Spec
 from minidl.engine.contract import Contract, contained
 from minidl.engine.fuse import Schedule, Task

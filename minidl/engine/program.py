@@ -12,20 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from minidl.backends.loop import Access
 from minidl.core.apply import compute
-from minidl.core.loop import Access
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
 from minidl.engine.contract import Contract
-from minidl.engine.fuse import Task, schedule
+from minidl.engine.fuse import Task
 from minidl.engine.graph import Graph, Id, Node
-from minidl.engine.layout import choose_layout, memory_order
+from minidl.engine.layout import memory_order
 from minidl.engine.loops import Loop
-from minidl.engine.panels import panelled
-from minidl.engine.passes import drop_unused, expand, simplify
-from minidl.engine.plan import ALIGNMENT_BYTES, PhasedPlan, Plan, plan_memory, plan_phases
-from minidl.engine.recompute import recomputed
-from minidl.engine.winograd import winograd
+from minidl.engine.plan import ALIGNMENT_BYTES, PhasedPlan, Plan
 
 Run = Callable[[], Any]
 Memory = dict[Id, np.ndarray]
@@ -83,9 +79,8 @@ class Program:
         self.graph, self.plan, self._backend = graph, plan, backend
         layout = plan.schedule.layout
         specs = layout.graph.specs
-        self._arena = np.zeros(plan.arena_bytes + ALIGNMENT_BYTES, np.uint8)  # zeros around values stay zeros
-        self._base = -self._arena.ctypes.data % ALIGNMENT_BYTES
-        self._flat: Memory = dict(layout.memory)
+        self._arena, self._base = self._new_arena(plan.arena_bytes)
+        self._flat: Memory = {x: self._constant(data) for x, data in layout.memory.items()}
         for buffer, offset in plan.offsets.items():
             start = self._base + offset
             self._flat[buffer] = self._arena[start : start + layout.nbytes(buffer)].view(specs[buffer].dtype)
@@ -99,9 +94,22 @@ class Program:
         self._own = self._owned()
         self._prepare_inputs()
 
+    def _new_arena(self, nbytes: int) -> tuple[Any, int]:
+        """(memory as bytes, where in it the arena begins)."""
+        arena = np.zeros(nbytes + ALIGNMENT_BYTES, np.uint8)  # zeros around values stay zeros
+        return arena, -arena.ctypes.data % ALIGNMENT_BYTES
+
+    def _constant(self, data: np.ndarray) -> Any:
+        """The flat memory of a constant."""
+        return data
+
+    def _placed(self, spec: Spec, access: Access, memory: Any) -> Any:
+        """The array of that spec within flat memory."""
+        return _placed(spec, access, memory)
+
     def _array(self, x: Id, flat: Memory) -> np.ndarray:
         layout = self.plan.schedule.layout
-        return _placed(layout.graph.specs[x], layout.access[x], flat[layout.access[x].buffer])
+        return self._placed(layout.graph.specs[x], layout.access[x], flat[layout.access[x].buffer])
 
     def _all_bound(self) -> list[Run]:
         """All steps of a run, bound to the arena."""
@@ -372,6 +380,8 @@ _ALONE = _holders(Value(Spec((1,)), np.empty(1)[:]))  # the value holds a view, 
 
 def _for_good(value: Value, is_once: bool) -> np.ndarray:
     """The array of a value that will be dropped: itself if nobody else can see its memory, otherwise a copy."""
+    if not isinstance(value.data, np.ndarray):
+        return value.data.copy("K")
     own, below = _holders(value)
     data = value.data
     if not (is_once and _has_counts and own == _ALONE[0] and data.nbytes > SMALL_BYTES and data.flags.writeable):
@@ -418,24 +428,3 @@ class ExactProgram:
 
     def __str__(self) -> str:
         return str(self.graph)
-
-
-def compile_graph(
-    graph: Graph, input_orders: Sequence[Sequence[int]], backend: Any, *, is_exact: bool = False
-) -> Program | ExactProgram:
-    """From a graph to a program: passes -> Layout -> Schedule -> Plan -> Program.
-
-    A backend that binds no loops (the reference) computes call by call.
-    """
-    if is_exact or not hasattr(backend, "bind_loop"):
-        return ExactProgram(drop_unused(graph))
-    if getattr(backend, "is_native", lambda: False)():
-        graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
-        layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
-        tasks = winograd(recomputed(schedule(layout, is_contracting=True)))
-        tasks = panelled(tasks, backend.panel_columns)
-        plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work), backend.takes_tail)
-        return NativeProgram(graph, plan, backend)
-    graph = simplify(expand(backend.has_kernel)(simplify(graph)))
-    layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view)
-    return Program(graph, plan_memory(schedule(layout)), backend)

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from minidl.core.loop import Access, Loop, Store, Temp
+from minidl.backends.loop import Access, Loop, Store, Temp
 from minidl.engine.contract import Contract
 from minidl.engine.graph import Id
 from minidl.engine.layout import Layout

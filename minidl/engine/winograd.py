@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.spec import Spec
 from minidl.engine.contract import Contract, Part
 from minidl.engine.fuse import Schedule, Task

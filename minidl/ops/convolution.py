@@ -529,7 +529,7 @@ def _with_edges(x: DLArray, padding: Pads, value: Any) -> DLArray:
         elif value == REPLICATE:
             before, after = _repeated(part(x, axis, 0, 1), axis, lo), _repeated(part(x, axis, n - 1, 1), axis, hi)
         else:
-            number = view_as(full(shape=(), value=float(value), dtype=x.dtype.name), shape=(1,) * x.ndim)
+            number = full(shape=(1,) * x.ndim, value=float(value), dtype=x.dtype.name, device=x.device)
             before, after = (_repeated(number, axis, count, x.shape) for count in (lo, hi))
         parts = [before] * (lo > 0) + [x] + [after] * (hi > 0)
         x = concatenate(*parts, axis=axis) if len(parts) > 1 else x

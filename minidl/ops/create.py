@@ -22,17 +22,17 @@ from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, Spec
 from minidl.ops.axes import array
 from minidl.ops.elementwise import floor
 from minidl.ops.shape import sizes
-from minidl.ops.views import labelled
+from minidl.ops.views import labelled, on
 
 
 @op(KERNEL, samples=lambda r: [case(shape=(2, 3), value=1.5, dtype="float32")])
-def full(*, shape, value, dtype):
+def full(*, shape, value, dtype, device="cpu"):
     """One number everywhere."""
 
 
 @full.infer
-def _(*, shape, value, dtype):
-    return Spec(shape, np.dtype(dtype))
+def _(*, shape, value, dtype, device="cpu"):
+    return Spec(shape, np.dtype(dtype), device)
 
 
 def _draws(r):
@@ -42,7 +42,12 @@ def _draws(r):
 
 @op(KERNEL, types="a->ff", samples=_draws, is_constant=True)
 def random(state, *, shape, dtype, law):
-    """Random numbers and the generator's next state: "uniform" in [0, 1) or "normal" with mean 0 and variance 1."""
+    """Random numbers and the generator's next state: "uniform" in [0, 1) or "normal" with mean 0 and variance 1.
+
+    A pure function of seed, draw and place in the array, with the same bits on every device. Word i of 64 bits is the
+    uniform number i in double, its halves are two in single; the normal number i is the inverse of the normal
+    distribution function at word i, in double and rounded.
+    """
 
 
 @random.infer
@@ -85,7 +90,7 @@ def _like(y: DLArray, like: DLArray) -> DLArray:
 def _constant(who: str, size: tuple[Any, ...], like: Any, value: float) -> Any:
     shape, dtype, like = _asked(who, size, like)
     if isinstance(like, DLArray):
-        return _like(full(shape=shape, value=value, dtype=dtype.name), like)
+        return _like(full(shape=shape, value=value, dtype=dtype.name, device=like.device), like)
     return np.full(shape, value, dtype)
 
 
@@ -126,7 +131,7 @@ def eye(*size: Any, like: Any = None) -> Any:
     if len(shape) not in (0, 2):
         raise OptionError(f"eye: a size is n, or rows and columns; got {len(shape)} sizes. It has no pages.")
     y = np.eye(*(shape or (1, 1)), dtype=dtype)
-    return _like(DLArray(array(y)._value), like) if isinstance(like, DLArray) else y
+    return _like(on(DLArray(array(y)._value), like.device), like) if isinstance(like, DLArray) else y
 
 
 # random numbers -------------------------------------------------------------------------------------------------
@@ -139,7 +144,7 @@ def _random(who: str, size: tuple[Any, ...], like: Any, law: str) -> Any:
     if isinstance(like, DLArray):
         cell = generator.GENERATOR
         with generator.LOCK:
-            y, new = random(DLArray(cell.value), shape=shape, dtype=dtype.name, law=law)
+            y, new = random(on(DLArray(cell.value), like.device), shape=shape, dtype=dtype.name, law=law)
             cell.value = new._value
         return _like(y, like)
     host = generator.host_generator()
@@ -163,6 +168,8 @@ def rand(*size: Any, like: Any = None) -> Any:
 @options
 def randn(*size: Any, like: Any = None) -> Any:
     """Random numbers, normal with mean 0 and variance 1. See `rand`.
+
+    Like a dlarray they have the same bits on every device; plain ones are NumPy's, other numbers from the same seed.
 
     >>> randn(2, like=array(np.float32([1.0]))).dtype.name
     'float32'

@@ -630,7 +630,7 @@ def imag(x: Operand) -> DLArray:
     """
     x = uplus(x)
     dtype = x.dtype if x.dtype.kind == "f" else DOUBLE
-    return DLArray(named("full")(shape=x.shape, value=0.0, dtype=dtype.name)._value, x._labels)
+    return DLArray(named("full")(shape=x.shape, value=0.0, dtype=dtype.name, device=x.device)._value, x._labels)
 
 
 @public

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from minidl.core.device import gpu_array, gpu_complaint, host, is_on_gpu, need_gpu
 from minidl.core.dlarray import DLArray, Operand, public
-from minidl.core.errors import DeviceError, DTypeError, LabelError, OptionError, nearest
+from minidl.core.errors import DTypeError, LabelError, OptionError, nearest
 from minidl.core.labels import LETTERS, check_format
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, TYPE_NAMES
 from minidl.core.tree import flatten
 from minidl.ops.axes import Dim, array, axes_of
 from minidl.ops.views import cast as cast_op
-from minidl.ops.views import reorder, view_as
+from minidl.ops.views import on, reorder, view_as
 
 # sizes ----------------------------------------------------------------------------------------------------------
 
@@ -159,44 +160,61 @@ def stripdims(X: Operand, fmt: str | None = None) -> DLArray:
 # data out -------------------------------------------------------------------------------------------------------
 
 
-def extractdata(X: Any) -> np.ndarray:
-    """The plain data of X, in stored order and not traced, as a copy; a plain array is returned as it is.
+def extractdata(X: Any) -> Any:
+    """The plain data of X, in stored order and not traced, as a copy: a NumPy array, or a CuPy array if X is on a GPU.
+
+    A plain array is returned as it is.
 
     >>> extractdata(array([1.0, 2.0]))
     array([1., 2.])
     """
-    return X.extractdata() if isinstance(X, DLArray) else np.asarray(X)
+    return X.extractdata() if isinstance(X, DLArray) else X if is_on_gpu(X) else np.asarray(X)
 
 
 @public
 def gather(X: Any) -> Any:
-    """X on the host: the same dlarray, labels and trace included (or the same plain array).
+    """X in the host's memory: a dlarray with its labels, traced; of a plain array on a GPU a NumPy array.
+
+    Where X is on the host already, it is X. The gradient goes back to the GPU.
+    Source: MathWorks, reference page "gather".
 
     >>> gather(array(2.0)).item()
     2.0
     """
-    return array(X) if isinstance(X, DLArray) else X
+    if isinstance(X, DLArray):
+        return on(array(X), "cpu")
+    return host(X) if is_on_gpu(X) and hasattr(X, "get") else X
 
 
 def gpuArray(X: Any) -> Any:
-    """X on the GPU. This version of minidl computes on the CPU alone, so this is always an error.
+    """X in the memory of the GPU. Whatever is computed from it is computed there, until it is gathered.
+
+    X : a dlarray: the result is one, with the same labels, and traced; anything else becomes a CuPy array, which
+        dlarray(X, fmt) takes as it is. Arrays of other libraries on the GPU (`__cuda_array_interface__`) are not copied
+        through the host. For containers: dlupdate(gpuArray, parameters).
+    An operation of an array on the GPU and one on the host gives a result on the GPU.
+    Raises DeviceError if there is no GPU that can be used (and says why), DeviceMemoryError if it has no room.
+    Source: MathWorks, reference page "gpuArray".
 
     >>> X = array([1.0, 2.0])
     >>> X = gpuArray(X) if canUseGPU() else X
     """
-    raise DeviceError(
-        "gpuArray: no GPU can be used: this version of minidl computes on the CPU alone. Leave gpuArray out; "
-        'or ask first: if canUseGPU(): X = gpuArray(X).'
-    )
+    need_gpu("gpuArray")
+    if isinstance(X, DLArray):
+        return on(array(X), "gpu")
+    return gpu_array("gpuArray", X if is_on_gpu(X) else np.asarray(X))
 
 
 def canUseGPU() -> bool:
-    """Whether `gpuArray` works here.
+    """Whether `gpuArray` works here. The first call looks for a GPU and computes a little on it.
 
-    >>> canUseGPU()
-    False
+    The environment variable MINIDL_DEVICE=cpu makes it False.
+    Source: MathWorks, reference page "canUseGPU".
+
+    >>> canUseGPU() in (False, True)
+    True
     """
-    return False
+    return not gpu_complaint()
 
 
 def isequal(X: Any, *others: Any) -> bool:
@@ -216,7 +234,7 @@ def _is_equal(a: Any, b: Any) -> bool:
             return False
         if dims(a) and dims(b) and dims(a) != dims(b):
             return False
-        return _shape(a) == _shape(b) and bool(np.array_equal(extractdata(a), extractdata(b)))
+        return _shape(a) == _shape(b) and bool(np.array_equal(host(extractdata(a)), host(extractdata(b))))
     (xs, structure), (ys, other) = flatten(a), flatten(b)
     if structure != other:
         return False

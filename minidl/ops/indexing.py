@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidl.core.apply import constant
+from minidl.core.device import host
 from minidl.core.dlarray import DLArray, Operand, numbers, public
 from minidl.core.errors import DTypeError, LabelError, ShapeError, SubscriptError
 from minidl.core.labels import describe, positions
@@ -95,7 +96,7 @@ def _scatter_value_grad(g, y, x, v, index, *, axis=None):
     # only the last of equal subscripts reached y: mark each place with who wrote it last
     size = x.size if axis is None else x.shape[axis]
     order = DLArray(constant(np.arange(index.size, dtype=np.float64).reshape(index.shape)))
-    writer = scatter(named("full")(shape=(size,), value=-1.0, dtype="float64"), order, index)
+    writer = scatter(named("full")(shape=(size,), value=-1.0, dtype="float64", device=g.device), order, index)
     is_last = eq(gather(writer, index), order)
     taken = gather(g, index, axis=axis)
     start = axis or 0
@@ -260,7 +261,7 @@ def _in_range(index: Any, n: int, dim: int, x: DLArray) -> Any:
             if low < 0:
                 index = np.where(index < 0, index + n, index)
         return index
-    known = index._value.data
+    known = host(index._value.data)
     if known is not None:  # looked at for complaints alone: the result does not depend on it
         known = np.ravel(known)
         wrong = known[~((known == np.trunc(known)) & (known >= -n) & (known < n))]

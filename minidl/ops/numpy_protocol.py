@@ -419,7 +419,7 @@ def _norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> 
 def _filled_like(a: Any, value: Any, dtype: Any) -> DLArray:
     x = array(a)
     name = x.dtype.name if dtype is None else facts._dtype(dtype).name
-    return DLArray(named("full")(shape=x.shape, value=value, dtype=name)._value, x._labels)
+    return DLArray(named("full")(shape=x.shape, value=value, dtype=name, device=x.device)._value, x._labels)
 
 
 @implements(np.zeros_like)

@@ -67,7 +67,7 @@ def _(g, y, x, *, axes):
     n = rows.shape[1]
     if not n:
         return _expanded(g, x)
-    one = named("full")(shape=(rows.shape[0], 1), value=1.0, dtype=x.dtype.name)
+    one = named("full")(shape=(rows.shape[0], 1), value=1.0, dtype=x.dtype.name, device=x.device)
     before = cumprod_along(concatenate(one, part(rows, 1, 0, n - 1), axis=1), axis=1)
     after = concatenate(one, part(rows, 1, n - 1, n - 1, -1), axis=1)
     after = flip(cumprod_along(after, axis=1), 1)
@@ -206,7 +206,7 @@ def _count(x: DLArray, axes: tuple[int, ...]) -> int:
 
 def _filled(x: DLArray, axes: tuple[int, ...], value: float) -> DLArray:
     dtype = x.dtype if x.dtype.kind == "f" else DOUBLE
-    return named("full")(shape=_reduced(x._value.spec, axes=axes).shape, value=value, dtype=dtype.name)
+    return named("full")(shape=_reduced(x._value.spec, axes=axes).shape, value=value, dtype=dtype.name, device=x.device)
 
 
 # sums and moments -----------------------------------------------------------------------------------------------

@@ -36,6 +36,23 @@ def _cast_grad(g, y, x, *, dtype):
 cast.vjps(_cast_grad)
 
 
+# the same numbers on another device -----------------------------------------------------------------------------
+
+
+@op(KERNEL, types="a->f", samples=lambda r: [case(r.normal(size=(2, 3)), device="cpu")])
+def transfer(x, *, device):
+    """The same numbers in the memory of a device: "cpu" or "gpu"."""
+
+
+transfer.infer(lambda x, device: Spec(x.shape, x.dtype, device))
+transfer.vjps(lambda g, y, x, device: transfer(g, device=x.device))
+
+
+def on(x: DLArray, device: str) -> DLArray:
+    """x on that device: itself if it is there."""
+    return x if x._value.spec.device == device else DLArray(transfer(x, device=device)._value, x._labels)
+
+
 # views ----------------------------------------------------------------------------------------------------------
 
 

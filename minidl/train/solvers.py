@@ -353,7 +353,7 @@ def _unwrap(y: DLArray, like: Any) -> Any:
 
 
 def _zeros_like(p: DLArray) -> DLArray:
-    return DLArray(full(shape=p.shape, value=0.0, dtype=p.dtype.name)._value, p._labels)
+    return DLArray(full(shape=p.shape, value=0.0, dtype=p.dtype.name, device=p.device)._value, p._labels)
 
 
 def _check_match(who: str, name: str, path: str, x: DLArray, p: DLArray) -> None:

@@ -974,7 +974,7 @@ def test_C1_a_fault_while_compiling(monkeypatch, where):
     counted, accfun = accelerated(lambda x: m.exp(x) * 2)
     accfun(dlarray(X))
     with monkeypatch.context() as patch:
-        patch.setattr(f"minidl.engine.program.{where}", faulty)
+        patch.setattr(f"minidl.engine.compile.{where}", faulty)
         with pytest.warns(TraceWarning, match="could not be compiled .Fault: the compiler is ill.*runs instead"):
             assert_same(accfun(dlarray(X * 2)), m.exp(dlarray(X * 2)) * 2)
     assert_same(accfun(dlarray(X * 3)), m.exp(dlarray(X * 3)) * 2)  # given up for good, without a word

@@ -18,12 +18,12 @@ import minidl as m
 from minidl.backends import cpu, reference
 from minidl.backends.cpu import loops
 from minidl.backends.cpu.cache import cache_folder
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.apply import constant
 from minidl.core.dlarray import DLArray, dlarray
-from minidl.core.loop import Access, Loop, Step, Store, Temp
 from minidl.core.op import MAP, OPS
+from minidl.engine.compile import compile_graph
 from minidl.engine.layout import order_of
-from minidl.engine.program import compile_graph
 from minidl.kernels.cpu.threads import set_thread_count
 
 RANDOM = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import minidl.ops as m
+from minidl.backends import reference
 from minidl.core.dlarray import dlarray
 from minidl.core.errors import OptionError
 from minidl.core.random import GENERATOR, generator_of, host_generator, rng
@@ -73,15 +74,71 @@ def test_uniform_numbers_are_the_words_shifted(seed, skipped, is_plain):
     assert draw(np.float32).tolist() == [(half >> 8) * 2.0**-24 for half in halves]
 
 
-@pytest.mark.parametrize("law", ["rand", "randn"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_plain_and_traced_draws_are_the_same_bits(law, dtype):
+def test_plain_and_traced_uniform_draws_are_the_same_bits(dtype):
     found = []
     for like in (np.zeros(1, dtype), dlarray(np.zeros(1, dtype))):
         rng(11)
-        getattr(m, law)(3)
-        found.append(np.asarray(getattr(m, law)(100, like=like)))
+        m.rand(3)
+        found.append(np.asarray(m.rand(100, like=like)))
     assert found[0].dtype == found[1].dtype == dtype and found[0].tobytes() == found[1].tobytes()
+
+
+# normal numbers ---------------------------------------------------------------------------------------------------
+def inverse(word):
+    """The inverse of the normal distribution function at (k + 1/2) / 2^53, by SciPy."""
+    ndtri = pytest.importorskip("scipy.special").ndtri
+    k = word >> 11
+    return ndtri((2 * k + 1) * 2.0**-54) if k < 2**52 else -ndtri((2 * (2**53 - 1 - k) + 1) * 2.0**-54)
+
+
+@pytest.mark.parametrize("seed, skipped", [(0, 0), (5, 3), (2**63 + 1, 1)])
+def test_normal_numbers_are_the_inverse_at_the_words(seed, skipped):
+    def draw(dtype):
+        rng(seed)
+        for _ in range(skipped):
+            m.rand(1)
+        return m.randn(2, 5, like=dlarray(np.zeros(1, dtype))).numpy().ravel()
+
+    double = draw(np.float64)
+    assert double == pytest.approx([inverse(word) for word in words_of(seed, skipped, 10)], rel=2e-15)
+    assert draw(np.float32).tolist() == double.astype(np.float32).tolist()
+
+
+def test_normal_numbers_are_right_everywhere():
+    """In the centre, in the tails to their ends, and at the seams of the approximations."""
+    random = np.random.default_rng(1)
+    tops = [*range(100), *(2**k for k in range(53)), *random.integers(0, 2**53, 2000).tolist()]
+    tops += [int(p * 2**53) + k for p in (0.075, np.exp(-25)) for k in range(-50, 50)]
+    words = np.array([top << 11 for top in tops], np.uint64)
+    found = reference._normal(words)
+    assert found == pytest.approx([inverse(int(word)) for word in words], rel=2e-15, abs=1e-16)
+    assert np.array_equal(reference._normal(~words), -found)  # symmetric to the last bit
+    assert found.min() == found[0] == pytest.approx(-8.2924, abs=1e-4) and np.isfinite(found).all()
+    rising = np.sort(words)
+    assert np.all(np.diff(reference._normal(rising)) >= -1e-15)
+
+
+def test_normal_numbers_follow_their_law():
+    stats = pytest.importorskip("scipy.stats")
+    rng(12)
+    n = 200_000
+    y = m.randn(n, 1, like=dlarray(1.0)).numpy().ravel()
+    assert abs(y.mean()) < 4 / np.sqrt(n) and abs(y.var() - 1) < 4 * np.sqrt(2 / n)
+    assert abs((y**3).mean()) < 4 * np.sqrt(15 / n) and abs((y**4).mean() - 3) < 4 * np.sqrt(96 / n)
+    assert stats.kstest(y, "norm").pvalue > 0.01
+    assert abs(np.corrcoef(y[:-1], y[1:])[0, 1]) < 4 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("law", ["rand", "randn"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_number_depends_on_its_place_alone(law, dtype):
+    like, found = dlarray(np.zeros(1, dtype)), []
+    for size in ((1, 20001), (20001, 1), (9, 1), (4, 3), (0, 1)):
+        rng(6)
+        found.append(getattr(m, law)(*size, like=like).numpy().ravel())
+    for y in found:
+        assert y.dtype == dtype and np.array_equal(y, found[0][: y.size])
 
 
 def test_draws_do_not_overlap():

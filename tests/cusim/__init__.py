@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,8 +72,8 @@ class ndarray:
     def __len__(self) -> int:
         return len(self._host)
 
-    def get(self) -> np.ndarray:
-        return np.array(self._host, order="K")
+    def get(self, stream: Any = None, order: str = "C") -> np.ndarray:
+        return np.array(self._host, order=order)  # type: ignore[call-overload]
 
     def set(self, values: np.ndarray) -> None:
         if values.shape != self.shape or values.dtype != self.dtype:
@@ -95,11 +96,11 @@ class ndarray:
         return ndarray(np.array(self._host, order=order))  # type: ignore[call-overload]
 
     def __getitem__(self, key: Any) -> ndarray:
-        for k in key if isinstance(key, tuple) else (key,):
-            if not isinstance(k, (int, slice, type(...), type(None))):
-                raise TypeError("only views can be taken here")
+        key = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(k, (int, slice, type(...), type(None))) for k in key):
+            raise TypeError("only views can be taken here")
         found = self._host[key]
-        return ndarray(found if isinstance(found, np.ndarray) else self._host[(*key, ...) if isinstance(key, tuple) else (key, ...)])
+        return ndarray(found if isinstance(found, np.ndarray) else self._host[(*key, ...)])
 
 
 _limit: int | None = None
@@ -121,19 +122,19 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
     return ndarray(_poisoned(shape, dtype))
 
 
-def asarray(x: Any, dtype: Any = None) -> ndarray:
-    if isinstance(x, ndarray):
-        return x if dtype is None or x.dtype == dtype else ndarray(x._host.astype(dtype))
-    if hasattr(x, "__cuda_array_interface__"):
-        about = SimpleNamespace(__array_interface__=x.__cuda_array_interface__, owner=x)
+def asarray(a: Any, dtype: Any = None) -> ndarray:
+    if isinstance(a, ndarray):
+        return a if dtype is None or a.dtype == dtype else ndarray(a._host.astype(dtype))
+    if hasattr(a, "__cuda_array_interface__"):
+        about = SimpleNamespace(__array_interface__=a.__cuda_array_interface__, owner=a)
         return ndarray(np.asarray(about))
-    x = np.asarray(x, dtype)
-    order = "K" if x.flags.forc else "C"
-    return ndarray(np.array(x, order=order))  # type: ignore[call-overload]
+    a = np.asarray(a, dtype)
+    order = "K" if a.flags.forc else "C"
+    return ndarray(np.array(a, order=order))  # type: ignore[call-overload]
 
 
-def asnumpy(x: Any) -> np.ndarray:
-    return x.get() if isinstance(x, ndarray) else np.asarray(x)
+def asnumpy(a: Any) -> np.ndarray:
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
 
 
 def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
@@ -164,6 +165,10 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
+class CUDADriverError(RuntimeError):
+    pass
+
+
 class _Stream:
     def __init__(self, non_blocking: bool = False) -> None:
         self.ptr = 0
@@ -175,6 +180,16 @@ class _Stream:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        pass
+
+
+class _Event:
+    """A moment of the host: whatever was launched before has run."""
+
+    def record(self, stream: Any = None) -> None:
+        self.moment = time.perf_counter()
+
+    def synchronize(self) -> None:
         pass
 
 
@@ -206,6 +221,8 @@ cuda = SimpleNamespace(
     is_available=lambda: True,
     Device=_Device,
     Stream=_Stream,
+    Event=_Event,
+    get_elapsed_time=lambda start_event, end_event: 1e3 * (end_event.moment - start_event.moment),
     get_current_stream=lambda: _Stream(),
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=SimpleNamespace(
@@ -270,6 +287,13 @@ def order(seed: int) -> None:
     _library().cusim_order(seed)
 
 
+KERNEL = re.compile(
+    r'extern "C" __global__ void\s+(?:__launch_bounds__\(((?:[^()]|\([^()]*\))*)\)\s+)?(\w+)\('
+)  # launch bounds, name
+# which arrays a pointer of this letter may be given (cusim.h, cusim_type): kinds and bytes of an element; others any
+POINTERS = {"F": ("f", 4), "D": ("f", 8), "I": ("iu", 4), "L": ("iu", 8), "B": ("b", 1)}
+
+
 class RawModule:
     """A compiled text; `launches` counts the launches of all modules, by the kernels' names."""
 
@@ -277,31 +301,45 @@ class RawModule:
 
     def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
         _library()
-        names = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(', code)
-        text = code + "".join(f"\nCUSIM_EXPORT({name})" for name in dict.fromkeys(names)) + "\n"
+        bounds = {name: bound.split(",")[0] or "1024" for bound, name in KERNEL.findall(code)}
+        text = code + "".join(f"\nCUSIM_EXPORT({name}, ({bound}))" for name, bound in bounds.items()) + "\n"
         self._module = ctypes.CDLL(str(_compiled("kernel", text, _flags())))
 
     def get_function(self, name: str) -> RawKernel:
-        return RawKernel(name, getattr(self._module, f"cusim_run_{name}"))
+        if not hasattr(self._module, f"cusim_run_{name}"):
+            raise CUDADriverError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
+        return RawKernel(name, self._module)
 
 
 class RawKernel:
-    """A kernel; arguments are passed as CuPy passes them: pointers, 8-byte whole numbers, doubles."""
+    """A kernel; arguments are passed as CuPy passes them: pointers, 8-byte whole numbers, doubles.
 
-    def __init__(self, name: str, run: Any) -> None:
-        self._name, self._run = name, run
-        run.restype = ctypes.c_char_p
-        run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    What CuPy would let pass, and a GPU would take for other numbers, is an error here: arguments too few or too many,
+    or of another type than the kernel's.
+    """
+
+    def __init__(self, name: str, module: ctypes.CDLL) -> None:
+        self._name, self._run = name, getattr(module, f"cusim_run_{name}")
+        self._run.restype = ctypes.c_char_p
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        letters, bound = getattr(module, f"cusim_letters_{name}"), getattr(module, f"cusim_bound_{name}")
+        letters.restype, bound.restype = ctypes.c_char_p, ctypes.c_uint
+        self._letters, self._bound = letters().decode(), bound()
         self.max_dynamic_shared_size_bytes = 48 << 10
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0
+    ) -> None:
         grid, block = (tuple(shape) + (1,) * (3 - len(shape)) for shape in (grid, block))
         threads = block[0] * block[1] * block[2]
-        if not (0 < threads <= 1024 and min(grid) > 0 and grid[0] < 1 << 31 and max(grid[1:]) < 1 << 16):
-            raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidConfiguration: grid {grid}, block {block}")
+        if not (0 < threads <= self._bound and min(grid) > 0 and grid[0] < 1 << 31 and max(grid[1:]) < 1 << 16):
+            limits = f"grid {grid}, block {block}, at most {self._bound} threads"
+            raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidConfiguration: {limits}")
         if shared_mem > self.max_dynamic_shared_size_bytes or shared_mem > 227 << 10:
             raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidValue: {shared_mem} bytes of shared memory")
-        values = [_argument(x) for x in args]
+        if len(args) != len(self._letters):
+            raise TypeError(f"{self._name} takes {len(self._letters)} arguments, here are {len(args)}")
+        values = [self._argument(i, x) for i, x in enumerate(args)]
         table = (ctypes.c_void_p * len(values))(*[ctypes.addressof(x) for x in values])
         shape = (ctypes.c_uint * 6)(*grid, *block)
         error = self._run(table, shape, shared_mem)
@@ -309,12 +347,26 @@ class RawKernel:
         if error:
             raise CUDARuntimeError(f"{self._name}: {error.decode()}")
 
+    def _argument(self, i: int, x: Any) -> Any:
+        letter = self._letters[i]
+        if isinstance(x, ndarray):
+            kinds, itemsize = POINTERS.get(letter, (x.dtype.kind, x.dtype.itemsize))
+            if letter.isupper() and x.dtype.kind in kinds and x.dtype.itemsize == itemsize:
+                return ctypes.c_void_p(int(x.data))
+        elif type(x) is int or isinstance(x, np.integer) and x.itemsize == 8:
+            if letter == "l" or letter.isupper() and not 0 < x < 4096:  # addresses may come as numbers
+                return ctypes.c_longlong(int(x))
+        elif isinstance(x, float):
+            if letter == "d":
+                return ctypes.c_double(x)
+        else:  # CuPy passes a bool as one byte, a NumPy number by its size
+            raise TypeError(f"{self._name}, argument {i}: give an array, an int or a float instead of {type(x)}")
+        given = f"an array of {x.dtype}" if isinstance(x, ndarray) else type(x).__name__
+        raise TypeError(f"{self._name}, argument {i}: the kernel takes {LETTERS[letter]}, here is {given}")
 
-def _argument(x: Any) -> Any:
-    if isinstance(x, ndarray):
-        return ctypes.c_void_p(int(x.data))
-    if isinstance(x, (bool, int, np.integer)):
-        return ctypes.c_longlong(int(x))
-    if isinstance(x, float):
-        return ctypes.c_double(x)
-    raise TypeError(f"Unsupported type {type(x)}")
+
+LETTERS = {
+    "f": "a float (make it double)", "d": "a double", "i": "an int (make it i64)", "l": "a 64-bit whole number",
+    "b": "a bool (make it i64)", "?": "something else", "F": "float32", "D": "float64", "I": "32-bit whole numbers",
+    "L": "64-bit whole numbers", "B": "bool", "P": "an array",
+}  # fmt: skip

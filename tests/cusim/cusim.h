@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#pragma push_macro("T") // kernels may call their element type so
+#undef T
 
 #define __global__
 #define __device__
@@ -63,6 +65,7 @@ static inline unsigned cusim_ballot(bool p, int line) {
   return r;
 }
 #define __ballot_sync(mask, p) cusim_ballot(p, __LINE__)
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // one fiber runs at a time and gives up only at barriers: any read and write between two of them is atomic
 template <class T, class U> static inline T atomicAdd(T *p, U v) { T o = *p; *p = o + (T)v; return o; }
@@ -122,6 +125,7 @@ static inline void mma_tf32(float (&d)[4], const float (&a)[4], const float (&b)
       d[i] += at((r & 7) * 4 + (k & 3), (r >> 3) + 2 * (k >> 2)) * at(c * 4 + (k & 3), 4 + (k >> 2));
   }
 }
+static inline void mma_rounded(float (&d)[4], const float (&a)[4], const float (&b)[2]) { mma_tf32(d, a, b); }
 
 // a kernel as a function of a table of arguments, like cuLaunchKernel
 template <class T> struct cusim_plain { typedef T type; };
@@ -134,7 +138,27 @@ template <class... A, void (*K)(A...)> struct cusim_thunk<K> {
   }
   static void run(void **p) { call(p, cusim_places<__integer_pack(sizeof...(A))...>{}); }
 };
-#define CUSIM_EXPORT(k)                                                                                   \
+// what each argument is: a small letter for a number, a capital one for a pointer, '?' for any other type
+template <class T> struct cusim_type { static constexpr char letter = '?'; };
+template <> struct cusim_type<float> { static constexpr char letter = 'f'; };
+template <> struct cusim_type<double> { static constexpr char letter = 'd'; };
+template <> struct cusim_type<int> { static constexpr char letter = 'i'; };
+template <> struct cusim_type<unsigned> { static constexpr char letter = 'i'; };
+template <> struct cusim_type<long long> { static constexpr char letter = 'l'; };
+template <> struct cusim_type<unsigned long long> { static constexpr char letter = 'l'; };
+template <> struct cusim_type<bool> { static constexpr char letter = 'b'; };
+template <class T> struct cusim_type<T *> {
+  static constexpr char inner = cusim_type<typename cusim_plain<T>::type>::letter;
+  static constexpr char letter = inner == '?' ? 'P' : inner - 'a' + 'A';
+};
+template <class... A> static const char *cusim_letters(void (*)(A...)) {
+  static const char letters[] = {cusim_type<typename cusim_plain<A>::type>::letter..., 0};
+  return letters;
+}
+#define CUSIM_EXPORT(k, bound)                                                                            \
   extern "C" const char *cusim_run_##k(void **args, const unsigned *shape, size_t dynamic_bytes) {        \
     return cusim_launch(&cusim_thunk<&k>::run, args, shape, dynamic_bytes, __start_cusm, __stop_cusm);    \
-  }
+  }                                                                                                       \
+  extern "C" const char *cusim_letters_##k() { return cusim_letters(&k); }                                \
+  extern "C" unsigned cusim_bound_##k() { return bound; }
+#pragma pop_macro("T")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import cpu, reference
+from minidl.backends.loop import Access, Loop, Temp
 from minidl.core.apply import compute
-from minidl.core.loop import Access, Loop, Temp
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
 from minidl.engine.graph import Graph, Id

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from engine.interpreter import run_loop
-from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.engine.layout import dense
 from minidl.engine.loops import joined, kept_stores, merged, refined, split
 

@@ -19,8 +19,9 @@ from minidl.backends.cpu.native.compiler import unavailable
 from minidl.backends.cpu.native.target import host
 from minidl.core.dlarray import dlarray
 from minidl.core.random import GENERATOR
+from minidl.engine.compile import compile_graph
 from minidl.engine.layout import order_of
-from minidl.engine.program import NativeProgram, compile_graph
+from minidl.engine.program import NativeProgram
 from minidl.kernels.cpu.threads import set_thread_count
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))

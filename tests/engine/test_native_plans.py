@@ -17,9 +17,10 @@ from minidl.backends import cpu, use_backend
 from minidl.backends.cpu.native.compiler import unavailable
 from minidl.core.dlarray import dlarray
 from minidl.core.errors import MinidlError
+from minidl.engine.compile import compile_graph
 from minidl.engine.layout import order_of
 from minidl.engine.phases import reach_of
-from minidl.engine.program import NativeProgram, compile_graph
+from minidl.engine.program import NativeProgram
 from minidl.kernels.cpu.threads import set_thread_count
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))

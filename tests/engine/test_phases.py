@@ -13,9 +13,10 @@ from engine.programs import assert_close, recorded
 from minidl.backends import cpu
 from minidl.backends.cpu.native import driver
 from minidl.core.dlarray import dlarray
+from minidl.engine.compile import compile_graph
 from minidl.engine.layout import order_of
 from minidl.engine.phases import CHUNKS
-from minidl.engine.program import NativeProgram, compile_graph
+from minidl.engine.program import NativeProgram
 
 RANDOM = np.random.default_rng(7)
 

@@ -25,8 +25,9 @@ from engine.programs import (
 from minidl.backends import cpu, reference
 from minidl.core.dlarray import dlarray
 from minidl.core.random import GENERATOR
+from minidl.engine.compile import compile_graph
 from minidl.engine.layout import order_of
-from minidl.engine.program import ExactProgram, Program, compile_graph
+from minidl.engine.program import ExactProgram, Program
 from minidl.kernels.cpu.threads import set_thread_count
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3) + 1

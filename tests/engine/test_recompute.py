@@ -8,11 +8,11 @@ import minidl as m
 from engine.programs import assert_close, recorded
 from minidl.backends import cpu
 from minidl.core.dlarray import dlarray
+from minidl.engine.compile import compile_graph
 from minidl.engine.fuse import schedule
 from minidl.engine.layout import choose_layout, order_of
 from minidl.engine.loops import Loop
 from minidl.engine.passes import expand, simplify
-from minidl.engine.program import compile_graph
 from minidl.engine.recompute import SMALL, recomputed
 
 X = np.random.default_rng(3).normal(size=(200, 40))

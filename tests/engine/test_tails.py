@@ -10,9 +10,10 @@ from engine.programs import assert_close, recorded
 from minidl.backends import cpu
 from minidl.backends.cpu.native import program as native
 from minidl.core.dlarray import dlarray
+from minidl.engine.compile import compile_graph
 from minidl.engine.contract import Contract
 from minidl.engine.layout import order_of
-from minidl.engine.program import NativeProgram, compile_graph
+from minidl.engine.program import NativeProgram
 from minidl.engine.tails import MOST_STEPS
 
 RANDOM = np.random.default_rng(5)

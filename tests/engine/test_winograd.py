@@ -9,9 +9,9 @@ import minidl as m
 from engine.programs import assert_close, recorded
 from minidl.backends import cpu
 from minidl.core.dlarray import dlarray
+from minidl.engine.compile import compile_graph
 from minidl.engine.contract import Contract
 from minidl.engine.layout import choose_layout, order_of
-from minidl.engine.program import compile_graph
 from minidl.engine.winograd import winograd
 
 RANDOM = np.random.default_rng(11)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from minidl.backends.cpu.native.compiler import assembly, compiled, unavailable
 from minidl.backends.cpu.native.emitter import Module
 from minidl.backends.cpu.native.target import host
-from minidl.core.loop import Access, Loop, Step, Store, Temp
+from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.kernels.native import nest
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))

@@ -55,7 +55,7 @@ def test_the_seed_decides_and_every_draw_counts():
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert rng()["Draws"] == 5
     rng(5)
-    np.testing.assert_array_equal(m.rand(3, like=dlarray(1.0)).numpy(), first[0])  # plain or not, the same bits
+    np.testing.assert_array_equal(m.rand(3, like=dlarray(1.0)).numpy(), first[0])  # uniform ones: the same bits
     state = rng()
     a = m.rand(4)
     rng(state)

@@ -30,6 +30,8 @@ def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, An
     """Results of `op`: by its Numba kernel if there is one, otherwise as the reference does it."""
     room = ROOMS.get(op.name)
     if room is None:
+        if op.kernels and "cpu" in op.kernels:
+            return _run_users(op, specs, arrays, params)
         if op.kind_name == "map" and op.text is None and specs[0].shape:
             from minidl.backends.cpu import loops
 
@@ -38,6 +40,14 @@ def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, An
     outputs = [np.empty(spec.shape, spec.dtype) for spec in specs]
     arrays = [np.require(x, requirements=["A", "W"] if op.name in STRIDED else ["C", "A", "W"]) for x in arrays]
     bind_kernel(op, outputs, arrays, params)()
+    return outputs
+
+
+def _run_users(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> list[np.ndarray]:
+    """Results of a user's kernel."""
+    outputs = [np.empty(spec.shape, spec.dtype) for spec in specs]
+    arrays = [np.require(x, requirements=["C", "A", "W"]) if type(x) is np.ndarray else x for x in arrays]
+    op.kernels["cpu"](*outputs, *arrays, **params)
     return outputs
 
 
@@ -50,12 +60,12 @@ def run_each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> li
 
 def has_kernel(op: Any) -> bool:
     """Whether this backend computes `op` itself, without its body."""
-    return op.name in ROOMS or op.name in reference.KERNELS or op.kind_name != "kernel"
+    return op.name in ROOMS or op.name in reference.KERNELS or op.kind_name != "kernel" or "cpu" in op.kernels
 
 
 def needs_dense(op: Any) -> bool:
     """Whether the kernel wants its inputs in plain C order."""
-    return op.name in ROOMS and op.name not in STRIDED
+    return op.name in ROOMS and op.name not in STRIDED or "cpu" in op.kernels
 
 
 def view(op: Any, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
@@ -66,6 +76,8 @@ def view(op: Any, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
 def bind_kernel(op: Any, outputs: list[np.ndarray], inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
     """The kernel of `op` as a function without arguments, bound to its arrays; scratch is made here, once."""
     room = ROOMS.get(op.name)
+    if "cpu" in op.kernels:
+        return functools.partial(op.kernels["cpu"], *outputs, *inputs, **params)
     if room is None:
         return functools.partial(reference.KERNELS[op.name], *outputs, *inputs, **params)
     kernel, scratch_rule = _kernel(op.name, room)
@@ -96,7 +108,10 @@ def _tell(reason: str) -> None:
 
 def has_native_kernel(op: Any) -> bool:
     """Whether native programs compute `op` itself, or call its reference; other ops are said by their bodies."""
-    return op.contraction_rule is not None or op.name in reference.KERNELS or op.kind_name != "kernel"
+    return (
+        op.contraction_rule is not None or op.name in reference.KERNELS or op.kind_name != "kernel"
+        or "cpu" in op.kernels
+    )  # fmt: skip
 
 
 def is_native_task(work: Any) -> bool:

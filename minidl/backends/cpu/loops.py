@@ -25,6 +25,7 @@ import numpy as np
 from minidl.backends.cpu.cache import cache_folder
 from minidl.backends.cpu.memory import keep_freed_memory
 from minidl.backends.cpu.native import compiler
+from minidl.backends.loop import Temp
 
 CHUNKS = 8  # a large reduction is cut into this many parts, always, so that results do not depend on threads
 CHUNKED_ITERATIONS = 1 << 16
@@ -383,7 +384,7 @@ class Printed:
                 truth = " != 0" if step.dtype == "bool" else ""  # truths lie in memory as bytes
                 at[depths[i]].append(f"t{i} = a{i}[{self._index(f'a{i}', step.access)}]{truth}")
             else:
-                depths.append(max([depths[x] for x in step.args if _is_temp(x)], default=-1))
+                depths.append(max([depths[x] for x in step.args if type(x) is Temp], default=-1))
                 at[depths[i]].append(f"t{i} = {self._expression(step)}")
         for j, store in enumerate(self.plain):
             self._slot(f"y{j}", "address", store.access, convert=f"{_type(store.dtype)}_at")
@@ -470,7 +471,7 @@ class Printed:
     def _expression(self, step: Any) -> str:
         literal = _type(step.literal_dtype)
         text = _NUMBER.sub(lambda m: f"{literal}({m[1]})", step.text)
-        args = [f"t{int(x)}" if _is_temp(x) else self._literal(x, step.literal_dtype) for x in step.args]
+        args = [f"t{int(x)}" if type(x) is Temp else self._literal(x, step.literal_dtype) for x in step.args]
         return text.format(*args).replace("cast(", f"{_type(step.dtype)}(")
 
     def _literal(self, number: Any, dtype: str) -> str:
@@ -515,10 +516,6 @@ def _is_laid_out_as_known() -> bool:
     return sys.implementation.name == "cpython" and all(
         [_word_at(id(x) + _HEADER_BYTES).value == _address(x) for x in (array, array[3:])]
     )
-
-
-def _is_temp(x: Any) -> bool:
-    return type(x).__name__ == "Temp"
 
 
 def _type(dtype: str) -> str:

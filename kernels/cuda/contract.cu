@@ -1,0 +1,381 @@
+#include "portable.h"
+// Contractions: y[i] = sum over r of a[i, r] * b[i, r], with affine subscripts, as tiles of a matrix product.
+//
+// Indices of y and a are rows, of y and b columns, of all three the batch, and those that y does not have are the terms
+// that are added up. Where an element lies is the sum of a part that belongs to its row (or column) and one that belongs
+// to its term, and so is whether it lies within bounds; so no array is ever copied to another order, and zeros around an
+// image exist nowhere. All that is known of a problem stands in structs that contract.py writes, one for each part:
+//
+//   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`
+//   Part::A row(z, m), step(k): Where, the two parts; inside(row, step); made(x, row, step, v): what becomes of a
+//           number that was read, v places after those along the last index; SIZE x BK: a tile of it
+//   Part::B the same for (z, n), k
+//   Part::Y row(z, m), step(n); made(x, row, step): what becomes of a result before it is stored
+//
+// Constants: T (element type), WHOLE and NATURAL (whole numbers that hold every place, with and without sign), THREADS,
+// BM x BN: a block's part of the result, TM x TN: a thread's (or, TENSOR, WARPS_M x WARPS_N warps), BK: terms of a tile, SLICES: of
+// the terms, each with sums of its own, STATISTICS; EXTRAS and PASSED: more arrays, for `made`.
+// Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the tiles; Chetlur et al.,
+// cuDNN: Efficient Primitives for Deep Learning (2014), for matrices that are never formed.
+
+typedef WHOLE I;
+typedef NATURAL U;
+
+template <class E, int V> struct alignas(sizeof(E) * V < 16 ? sizeof(E) * V : 16) Pack { E v[V]; };
+
+// A row's, a column's or a term's part of where an element lies: the place itself, the positions that have to be within
+// bounds, and the places in the other arrays.
+template <int CHECKS, int READS> struct Where {
+  I at;
+  I check[CHECKS > 0 ? CHECKS : 1];
+  I read[READS > 0 ? READS : 1];
+};
+
+//@ parts
+
+// How the threads of a block share the loading of a tile: each takes LOADS packs of V neighbours along the terms (ALONG_K)
+// or along the rows. Its packs lie in ROWS different rows.
+template <class O> struct Share {
+  static constexpr int PACKS = O::SIZE * BK / O::V, LOADS = (PACKS + THREADS - 1) / THREADS;
+  static constexpr int LINE = O::ALONG_K ? BK / O::V : O::SIZE / O::V; // packs side by side
+  static constexpr int ROWS = O::ALONG_K ? LOADS : (LINE > THREADS ? LINE / THREADS : 1);
+  static_assert(!O::ALONG_K || THREADS % LINE == 0, "a thread's packs belong to the same terms");
+  static_assert(LOADS <= 32, "a bit for each pack");
+};
+
+template <class O> DEVICE int row_of(O, int load) {
+  const int pack = threadIdx.x + load * THREADS, line = Share<O>::LINE;
+  return O::ALONG_K ? pack / line : pack % line * O::V;
+}
+
+template <class O> DEVICE int term_of(O, int load) {
+  const int pack = threadIdx.x + load * THREADS, line = Share<O>::LINE;
+  return O::ALONG_K ? threadIdx.x % line * O::V : pack / line;
+}
+
+// Read a thread's part of a tile into registers, zeros for what is not there; `found` has a bit for each pack.
+template <class O>
+DEVICE void fetch(O operand, Pack<T, O::V> (&held)[Share<O>::LOADS], unsigned &found,
+                  const typename O::Place (&rows)[Share<O>::ROWS], const T *__restrict__ x, I first, I first_k) {
+  found = 0;
+#pragma unroll
+  for (int l = 0; l < Share<O>::LOADS; l++) {
+    const I k = first_k + term_of(operand, l);
+    const typename O::Place row = rows[l % Share<O>::ROWS], step = operand.step(k);
+    bool is_there = operand.inside(row, step);
+    if (O::ROWS_IN_ALL % O::SIZE) is_there = is_there && first + row_of(operand, l) < O::ROWS_IN_ALL;
+    if (O::TERMS_IN_ALL % BK) is_there = is_there && k < O::TERMS_IN_ALL;
+    if (Share<O>::PACKS % THREADS) is_there = is_there && (int)threadIdx.x + l * THREADS < Share<O>::PACKS;
+    if (is_there) {
+      held[l] = *reinterpret_cast<const Pack<T, O::V> *>(x + (row.at + step.at));
+      found |= 1u << l;
+    } else {
+#pragma unroll
+      for (int v = 0; v < O::V; v++) held[l].v[v] = 0;
+    }
+  }
+}
+
+// Put what was read into shared memory, tile[term][row], changed as the problem wants it.
+template <class O>
+DEVICE void put(O operand, Pack<T, O::V> (&held)[Share<O>::LOADS], unsigned found,
+                const typename O::Place (&rows)[Share<O>::ROWS], T *tile, I first_k EXTRAS) {
+  constexpr int LINE = O::SIZE + PAD;
+#pragma unroll
+  for (int l = 0; l < Share<O>::LOADS; l++) {
+    if (Share<O>::PACKS % THREADS && (int)threadIdx.x + l * THREADS >= Share<O>::PACKS) continue;
+    const int row = row_of(operand, l), term = term_of(operand, l);
+    if (O::IS_CHANGED && (found >> l & 1)) {
+      const typename O::Place step = operand.step(first_k + term);
+#pragma unroll
+      for (int v = 0; v < O::V; v++) held[l].v[v] = operand.made(held[l].v[v], rows[l % Share<O>::ROWS], step, v PASSED);
+    }
+#if TENSOR
+#pragma unroll
+    for (int v = 0; v < O::V; v++) held[l].v[v] = to_tf32(held[l].v[v]);
+#endif
+    if (O::ALONG_K) {
+#pragma unroll
+      for (int v = 0; v < O::V; v++) tile[(term + v) * LINE + row] = held[l].v[v];
+    } else
+      *reinterpret_cast<Pack<T, O::V> *>(tile + term * LINE + row) = held[l];
+  }
+}
+
+// What a thread has of its block's result: VALUES_M x VALUES_N numbers; in a row, pairs or fours lie side by side.
+#if TENSOR
+constexpr int VALUES_M = BM / WARPS_M / 8, VALUES_N = BN / WARPS_N / 4, LINES = WARPS_M * 8;
+struct Values {
+  float d[VALUES_M / 2][VALUES_N / 2][4];
+};
+DEVICE float &value(Values &x, int i, int j) { return x.d[i / 2][j / 2][i % 2 * 2 + j % 2]; }
+DEVICE int line_of() { return threadIdx.x / 32 / WARPS_N * 8 + threadIdx.x % 32 / 4; }
+DEVICE int row_at(int i) {
+  return (int)threadIdx.x / 32 / WARPS_N * (BM / WARPS_M) + i / 2 * 16 + i % 2 * 8 + (int)threadIdx.x % 32 / 4;
+}
+DEVICE int column_at(int j) {
+  return (int)threadIdx.x / 32 % WARPS_N * (BN / WARPS_N) + j / 2 * 8 + (int)threadIdx.x % 4 * 2 + j % 2;
+}
+#else
+constexpr int VALUES_M = TM, VALUES_N = TN, WIDTH = TN < 4 ? TN : 4, HEIGHT = TM < 4 ? TM : 4, LINES = BM / TM;
+struct Values {
+  T d[TM][TN];
+};
+DEVICE T &value(Values &x, int i, int j) { return x.d[i][j]; }
+DEVICE int line_of() { return threadIdx.x / (BN / TN); }
+DEVICE int row_at(int i) { return i / HEIGHT * (BM / (TM / HEIGHT)) + line_of() * HEIGHT + i % HEIGHT; }
+DEVICE int column_at(int j) {
+  return j / WIDTH * (BN / (TN / WIDTH)) + (int)threadIdx.x % (BN / TN) * WIDTH + j % WIDTH;
+}
+#endif
+
+// sum += the products of two tiles
+DEVICE void add_products(Values &sum, const T *a, const T *b) {
+#if TENSOR
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  a += row_at(0) - g;
+  b += column_at(0) - 2 * q;
+#pragma unroll
+  for (int k = 0; k < BK; k += 8) {
+    float left[VALUES_M / 2][4], right[VALUES_N / 2][2];
+#pragma unroll
+    for (int i = 0; i < VALUES_M / 2; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) left[i][e] = a[(k + q + e / 2 * 4) * (BM + PAD) + i * 16 + e % 2 * 8 + g];
+#pragma unroll
+    for (int j = 0; j < VALUES_N / 2; j++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) right[j][e] = b[(k + q + e * 4) * (BN + PAD) + j * 8 + g];
+#pragma unroll
+    for (int i = 0; i < VALUES_M / 2; i++)
+#pragma unroll
+      for (int j = 0; j < VALUES_N / 2; j++) mma_rounded(sum.d[i][j], left[i], right[j]);
+  }
+#else
+#pragma unroll
+  for (int k = 0; k < BK; k++) {
+    Pack<T, HEIGHT> left[TM / HEIGHT];
+    Pack<T, WIDTH> right[TN / WIDTH];
+#pragma unroll
+    for (int i = 0; i < TM / HEIGHT; i++)
+      left[i] = *reinterpret_cast<const Pack<T, HEIGHT> *>(a + k * (BM + PAD) + row_at(i * HEIGHT));
+#pragma unroll
+    for (int j = 0; j < TN / WIDTH; j++)
+      right[j] = *reinterpret_cast<const Pack<T, WIDTH> *>(b + k * (BN + PAD) + column_at(j * WIDTH));
+#pragma unroll
+    for (int i = 0; i < TM; i++)
+#pragma unroll
+      for (int j = 0; j < TN; j++) sum.d[i][j] += left[i / HEIGHT].v[i % HEIGHT] * right[j / WIDTH].v[j % WIDTH];
+  }
+#endif
+}
+
+// Store a block's results in y, or as they are in a slice's sums; the numbers stored stand in `sum` afterwards.
+template <class P>
+DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, T *y, T *sums EXTRAS) {
+  typename P::Y result;
+  typename P::Y::Place columns[VALUES_N];
+#pragma unroll
+  for (int j = 0; j < VALUES_N; j++) columns[j] = result.step(first_n + column_at(j));
+#pragma unroll
+  for (int i = 0; i < VALUES_M; i++) {
+    const I m = first_m + row_at(i);
+    if (P::M % BM && m >= P::M) continue;
+    const typename P::Y::Place row = result.row(z, m);
+    constexpr int V = SLICES > 1 ? P::SUMS_V : P::Y::V;
+#pragma unroll
+    for (int j = 0; j < VALUES_N; j += V) {
+      const I n = first_n + column_at(j);
+      if (P::N % BN && n >= P::N) continue;
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; v++) {
+        if (SLICES == 1) value(sum, i, j + v) = result.made(value(sum, i, j + v), row, columns[j + v], 0 PASSED);
+        pack.v[v] = value(sum, i, j + v);
+      }
+      T *to = SLICES > 1 ? sums + (slice * SUMS + P::FIRST + (z * P::M + m) * P::N + n) : y + (row.at + columns[j].at);
+      *reinterpret_cast<Pack<T, V> *>(to) = pack;
+    }
+  }
+}
+
+// Per column of a block's results their mean and the sum of squared deviations from it, [row block][2][column].
+// Threads add up what they hold, then one for each column adds the lines, in order.
+template <class P>
+DEVICE void describe(P, Values &sum, I block, I z, I first_m, I first_n, T *statistics, T *space) {
+  T *lines = space, *means = space + LINES * BN;
+  const int count = P::M - first_m < BM ? (int)(P::M - first_m) : BM;
+#pragma unroll
+  for (int power = 1; power <= 2; power++) {
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < VALUES_N; j++) {
+      T s = 0;
+#pragma unroll
+      for (int i = 0; i < VALUES_M; i++) {
+        const T d = power == 1 ? value(sum, i, j) : value(sum, i, j) - means[column_at(j)];
+        if (row_at(i) < count) s += power == 1 ? d : d * d;
+      }
+      lines[line_of() * BN + column_at(j)] = s;
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < BN; c += THREADS) {
+      T s = 0;
+      for (int l = 0; l < LINES; l++) s += lines[l * BN + c];
+      if (power == 1) s /= count;
+      means[c] = s;
+      if (first_n + c < P::N) statistics[(block * 2 + power - 1) * (P::BATCH * P::N) + z * P::N + first_n + c] = s;
+    }
+  }
+}
+
+// One block's tile of the result of a part. While tiles in one half of shared memory are multiplied, the next ones are on
+// their way through registers to the other half.
+template <class P>
+DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, T *statistics,
+                     T *tiles EXTRAS) {
+  typedef typename P::A A;
+  typedef typename P::B B;
+  A left;
+  B right;
+  constexpr I COLUMN_BLOCKS = (P::N + BN - 1) / BN, ROW_BLOCKS = (P::M + BM - 1) / BM, TILES = (P::K + BK - 1) / BK;
+  const I first_n = block % COLUMN_BLOCKS * BN, row_block = block / COLUMN_BLOCKS % ROW_BLOCKS, first_m = row_block * BM;
+  const I rest = block / (COLUMN_BLOCKS * ROW_BLOCKS), z = rest % P::BATCH, slice = rest / P::BATCH;
+  const I start = SLICES > 1 ? (I)((i64)slice * TILES / SLICES) : 0;
+  const I stop = SLICES > 1 ? (I)((i64)(slice + 1) * TILES / SLICES) : TILES;
+  Values sum;
+#pragma unroll
+  for (int i = 0; i < VALUES_M; i++)
+#pragma unroll
+    for (int j = 0; j < VALUES_N; j++) value(sum, i, j) = 0;
+  if (TILES > 0) {
+    typename A::Place a_rows[Share<A>::ROWS];
+    typename B::Place b_rows[Share<B>::ROWS];
+#pragma unroll
+    for (int l = 0; l < Share<A>::ROWS; l++) a_rows[l] = left.row(z, first_m + row_of(left, l));
+#pragma unroll
+    for (int l = 0; l < Share<B>::ROWS; l++) b_rows[l] = right.row(z, first_n + row_of(right, l));
+    Pack<T, A::V> a_held[Share<A>::LOADS];
+    Pack<T, B::V> b_held[Share<B>::LOADS];
+    unsigned a_found, b_found;
+    constexpr int HALF = BK * (BM + PAD + BN + PAD), B_TILE = BK * (BM + PAD);
+    if (start < stop) {
+      fetch(left, a_held, a_found, a_rows, a, first_m, start * BK);
+      fetch(right, b_held, b_found, b_rows, b, first_n, start * BK);
+      put(left, a_held, a_found, a_rows, tiles, start * BK PASSED);
+      put(right, b_held, b_found, b_rows, tiles + B_TILE, start * BK PASSED);
+    }
+    __syncthreads();
+    for (I i = start; i < stop; i++) {
+      T *now = tiles + ((i - start) & 1) * HALF, *next = tiles + ((i - start + 1) & 1) * HALF;
+      if (i + 1 < stop) {
+        fetch(left, a_held, a_found, a_rows, a, first_m, (i + 1) * BK);
+        fetch(right, b_held, b_found, b_rows, b, first_n, (i + 1) * BK);
+      }
+      add_products(sum, now, now + B_TILE);
+      if (i + 1 < stop) {
+        put(left, a_held, a_found, a_rows, next, (i + 1) * BK PASSED);
+        put(right, b_held, b_found, b_rows, next + B_TILE, (i + 1) * BK PASSED);
+      }
+      __syncthreads();
+    }
+  }
+  store(part, sum, slice, z, first_m, first_n, y, sums PASSED);
+#if STATISTICS
+  describe(part, sum, row_block, z, first_m, first_n, statistics, tiles);
+#endif
+}
+
+#define RUN_TILES(PART, BEGIN, END) \
+  if (block >= BEGIN && block < END) multiply(PART(), block - BEGIN, y, a, b, sums, statistics, tiles PASSED);
+
+// y = a * b, summed; with SLICES > 1: sums[slice][element] instead; with STATISTICS: per block of rows, too.
+// y, a, b: arrays of any strides; sums [SLICES][SUMS]; statistics [row blocks][2][columns].
+// Grid: a block of THREADS for each BM x BN tile of the result, each slice and each part; 2 BK (BM + BN + 2 PAD) T's of
+// shared memory. Floor: 2 BATCH M N K FLOP, and a, b and y moved once.
+extern "C" __global__ void __launch_bounds__(THREADS) contract(T *y, const T *__restrict__ a, const T *__restrict__ b,
+                                                               T *sums, T *statistics EXTRAS) {
+#if IS_TILED
+  __shared__ __align__(16) T tiles[2 * BK * (BM + PAD + BN + PAD)];
+  static_assert(!STATISTICS || (LINES + 1) * BN <= 2 * BK * (BM + PAD + BN + PAD), "describe has room");
+  const I block = blockIdx.x;
+  EACH_TILED(RUN_TILES)
+#endif
+}
+
+// One element of a part's result, by one thread: its number is z, there are no rows and no columns.
+template <class P>
+DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums EXTRAS) {
+  typename P::A left;
+  typename P::B right;
+  typename P::Y result;
+  const I start = SLICES > 1 ? (I)((i64)slice * P::K / SLICES) : 0;
+  const I stop = SLICES > 1 ? (I)((i64)(slice + 1) * P::K / SLICES) : P::K;
+  T sum = 0;
+  if (P::K > 0) {
+    const typename P::A::Place a_row = left.row(z, 0);
+    const typename P::B::Place b_row = right.row(z, 0);
+#pragma unroll 4
+    for (I k = start; k < stop; k++) {
+      const typename P::A::Place a_step = left.step(k);
+      const typename P::B::Place b_step = right.step(k);
+      if (left.inside(a_row, a_step) && right.inside(b_row, b_step))
+        sum += left.made(a[a_row.at + a_step.at], a_row, a_step, 0 PASSED) *
+               right.made(b[b_row.at + b_step.at], b_row, b_step, 0 PASSED);
+    }
+  }
+  if (SLICES > 1) {
+    sums[slice * SUMS + P::FIRST + z] = sum;
+    return;
+  }
+  const typename P::Y::Place row = result.row(z, 0), column = result.step(0);
+  y[row.at + column.at] = result.made(sum, row, column, 0 PASSED);
+}
+
+#define RUN_EACH(PART, BEGIN, END)                                                                                  \
+  if (block >= BEGIN && block < END) {                                                                              \
+    constexpr I BLOCKS = (PART::BATCH + THREADS - 1) / THREADS;                                                     \
+    const I z = (block - BEGIN) % BLOCKS * THREADS + threadIdx.x;                                                   \
+    if (z < PART::BATCH) add_terms(PART(), (block - BEGIN) / BLOCKS, z, y, a, b, sums PASSED);                      \
+  }
+
+// As `contract`, with a thread for each element of the result: where hardly anything that is read serves two of them,
+// as in channel-wise convolutions. Grid: per part and slice, a block for THREADS elements.
+// Floor: a, b and y moved once.
+extern "C" __global__ void __launch_bounds__(THREADS) contract_each(T *y, const T *__restrict__ a,
+                                                                    const T *__restrict__ b, T *sums EXTRAS) {
+#if IS_EACH
+  const I block = blockIdx.x;
+  EACH_ELEMENT(RUN_EACH)
+#endif
+}
+
+#define FINISH(PART)                                                                                          \
+  if (e >= PART::FIRST && e < PART::FIRST + PART::BATCH * PART::M * PART::N) {                                \
+    const I mine = e - PART::FIRST, n = mine % PART::N, m = mine / PART::N % PART::M;                         \
+    PART::Y result;                                                                                           \
+    const PART::Y::Place row = result.row(mine / (PART::N * PART::M), m), column = result.step(n);            \
+    y[row.at + column.at] = result.made((T)total, row, column, 0 PASSED);                                     \
+  }
+
+// y = the slices' sums, added in order, in double. sums [SLICES][SUMS]. Grid: a block of 32 x 8 threads for each 32
+// elements; the thread (e, s) adds the slices s, s + 8, ... Floor: sums read once, y written once.
+extern "C" __global__ void __launch_bounds__(256) add_slices(T *y, const T *__restrict__ sums EXTRAS) {
+#if SLICES > 1
+  __shared__ double shared[8][32];
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32;
+  const I e = (I)blockIdx.x * 32 + lane;
+  double mine = 0;
+  if (e < SUMS) {
+#pragma unroll 4
+    for (int s = first; s < SLICES; s += 8) mine += sums[(I)s * SUMS + e];
+  }
+  shared[first][lane] = mine;
+  __syncthreads();
+  if (first == 0 && e < SUMS) {
+    double total = 0;
+    for (int s = 0; s < 8; s++) total += shared[s][lane];
+    EACH_PART(FINISH)
+  }
+#endif
+}

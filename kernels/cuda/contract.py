@@ -1,0 +1,653 @@
+"""Contractions: y[i] = sum over r of a[i, r] * b[i, r], all three with affine subscripts: convolutions, matrix products.
+
+A nest has `sizes` of its indices and, per dimension of y, a and b, a subscript: `start` and `factors`, pairs of an index
+and its factor (minidl's Contraction). What a or b is read beyond its bounds counts as 0. Several nests make one y together,
+each an element of its own.
+
+`plan` turns nests into a kernel for exactly these sizes and strides, contract.cu with structs written here in front:
+
+    indices of y and a: rows (M) · of y and b: columns (N) · of all three: batch · not of y: terms (K)
+
+`contract_all` plans and runs. Kernels fuse with their neighbours through `Slots`: what becomes of a number of a or b when it
+is read, of one of y before it is stored, and statistics of what is stored.
+
+Which tiles and how many slices are taken depends on sizes alone, so the same call gives the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import launch
+
+Array = Any
+Scratch = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each array
+
+PROCESSORS = 132  # multiprocessors the tiles are chosen for: those of an H100
+MOST_SUMS = 1 << 22  # elements of partial sums in scratch memory
+THREADS_EACH = 128  # of a block where each thread makes an element
+LATENCY = 450  # cycles until the next tile has come from the second cache
+BASE_ALIGNMENT = 16  # bytes of the longest load
+
+
+# what is said about a call ---------------------------------------------------------------------------------------------
+class Read(NamedTuple):
+    """A number from another array: a C name, the array's number, its stride along each dimension of the operand."""
+
+    name: str
+    array: int
+    strides: tuple[int, ...]
+    start: int = 0
+
+
+class Change(NamedTuple):
+    """What becomes of a number `x`: a C expression of x and of what is read at the same element of the operand."""
+
+    text: str
+    reads: tuple[Read, ...] = ()
+
+
+class Slots(NamedTuple):
+    """What a contraction does besides: to a and b on load (never to what lies out of bounds), to y before it is stored.
+
+    types      : dtypes of the other arrays, in the order of their numbers
+    statistics : per block of rows and per column, mean and squared deviations of what is stored (`Statistics`)
+    preamble   : C text before everything, for functions that the expressions call
+    """
+
+    a: Change | None = None
+    b: Change | None = None
+    y: Change | None = None
+    types: tuple[str, ...] = ()
+    statistics: bool = False
+    preamble: str = ""
+
+
+class Statistics(NamedTuple):
+    """The array of statistics [blocks, 2, columns]; each block describes `rows` rows, the last one what is left of count.
+
+    Columns are the batch's indices and then b's, in the order of the nest.
+    """
+
+    shape: tuple[int, int, int]
+    rows: int
+    count: int
+
+
+class Layout(NamedTuple):
+    """Where an array's elements lie: shape, strides in elements, and whether the first stands at a round address."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_aligned: bool = True
+
+
+NONE = Slots()
+
+
+def layout_of(x: Array) -> Layout:
+    """The layout of an array."""
+    size = x.dtype.itemsize
+    return Layout(x.shape, tuple([s // size for s in x.strides]), x.data.ptr % BASE_ALIGNMENT == 0)
+
+
+# tiles -----------------------------------------------------------------------------------------------------------------
+class Tile(NamedTuple):
+    """How a block of threads makes m x n elements: k terms at a time, each thread (or each of the warps) rows x columns."""
+
+    m: int
+    n: int
+    k: int
+    rows: int  # of a thread; for tensor cores, warps along m
+    columns: int  # of a thread; for tensor cores, warps along n
+    is_tensor: bool = False
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.rows * self.columns if self.is_tensor else self.m // self.rows * (self.n // self.columns)
+
+
+# m, n, rows, columns
+_PLAIN = [
+    (128, 128, 8, 8), (128, 64, 8, 8), (64, 128, 8, 8), (128, 64, 8, 4), (64, 64, 4, 4), (128, 32, 8, 4), (128, 32, 4, 4),
+    (64, 32, 4, 4), (32, 64, 4, 4), (32, 32, 4, 4), (32, 32, 2, 4), (128, 16, 4, 4), (64, 16, 4, 4), (64, 16, 2, 4),
+    (32, 16, 2, 4), (16, 64, 2, 4), (16, 32, 2, 4), (16, 16, 2, 2), (128, 8, 4, 2), (64, 8, 2, 2), (32, 8, 1, 2),
+    (128, 4, 4, 1), (64, 4, 2, 1), (32, 4, 1, 1),
+]  # fmt: skip
+_TENSOR = [
+    (128, 128, 4, 2), (128, 64, 4, 2), (64, 64, 2, 2), (128, 32, 4, 1), (64, 32, 4, 1), (64, 32, 2, 2), (32, 64, 2, 2),
+    (32, 32, 2, 2), (128, 16, 4, 1), (64, 16, 4, 1), (32, 16, 2, 1), (16, 64, 1, 4), (16, 32, 1, 2), (128, 8, 4, 1),
+    (64, 8, 4, 1), (32, 8, 2, 1),
+]  # fmt: skip
+_SLICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+Sizes = tuple[int, int, int, int]  # of a part: batch, M, N, K
+
+
+def _padding(tile: Tile, itemsize: int) -> int:
+    """Elements between a tile's rows in shared memory: then neither long stores nor tensor cores meet in one bank."""
+    return 8 if tile.is_tensor else BASE_ALIGNMENT // itemsize
+
+
+def shared_elements(tile: Tile, itemsize: int) -> int:
+    """Elements of two tiles of both operands."""
+    return 2 * tile.k * (tile.m + tile.n + 2 * _padding(tile, itemsize))
+
+
+@functools.cache
+def _tiles(itemsize: int, is_tensor: bool) -> list[Tile]:
+    """All tiles that fit into static shared memory and into registers."""
+    found = []
+    for m, n, rows, columns in _TENSOR if is_tensor else _PLAIN:
+        for k in (32, 16, 8):
+            tile = Tile(m, n, k, rows, columns, is_tensor)
+            values = m * n // tile.threads
+            held = (m + n) * k // tile.threads
+            lines = (8 * rows if is_tensor else m // rows) + 1
+            shared = shared_elements(tile, itemsize)
+            fits = shared * itemsize <= launch.STATIC_SHARED_BYTES and lines * n <= shared and tile.threads % k == 0
+            if fits and max(m, n) * k <= 32 * tile.threads and (values + held) * itemsize <= 4 * 96:
+                found.append(tile)
+    return found
+
+
+def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> float:
+    """About how long a contraction takes, by a model of one multiprocessor: products, loads, and waiting for loads."""
+    values = tile.m * tile.n / tile.threads
+    if tile.is_tensor:
+        fm, fn = tile.m // tile.rows // 16, tile.n // tile.columns // 8
+        rate = 512 * fm * fn / (fm * fn + 0.5 * (2 * fm + fn))
+    else:
+        rate = 512 / itemsize * values / (values + 2 * (tile.rows + tile.columns))
+    registers = 40 + (values + (tile.m + tile.n) * tile.k / tile.threads + tile.rows + tile.columns) * itemsize / 4
+    shared = shared_elements(tile, itemsize) * itemsize
+    most = max(1, int(min(2048 // tile.threads, 65536 / (tile.threads * registers), (220 << 10) // (shared + 1024), 32)))
+    blocks, work, longest, elements = 0, 0.0, 0, 0
+    for batch, m, n, k in parts:
+        mine = batch * -(-m // tile.m) * -(-n // tile.n)
+        terms = -(-k // tile.k)
+        blocks += mine * slices
+        work += mine * terms
+        longest = max(longest, -(-terms // slices))
+        elements += batch * m * n
+    if not blocks:
+        return 0.0
+    each = -(-blocks // PROCESSORS)  # blocks of the busiest multiprocessor
+    together = min(each, most)
+    steps = each * max(work / blocks, longest * min(1.0, PROCESSORS / blocks))
+    products = steps * tile.m * tile.n * tile.k / rate / min(1.0, together * tile.threads / 32 / 6)
+    loads = steps * (tile.m + tile.n) * tile.k * itemsize / 40
+    waiting = -(-each // together) * (longest * LATENCY + 1500)
+    ends = 3500 + slices * elements * itemsize * 2 / (PROCESSORS * 20) if slices > 1 else 0.0
+    return max(products, loads, waiting) + 0.2 * (products + loads) + ends
+
+
+@functools.lru_cache(maxsize=4096)
+def best_tile(
+    parts: tuple[Sizes, ...], itemsize: int, is_tensor: bool, slices: int | None = None
+) -> tuple[Tile, int, float]:
+    """(tile, slices of the terms, cycles): the quickest by the model, for so many slices or for any number."""
+    terms, elements = max((p[3] for p in parts), default=0), sum(math.prod(p[:3]) for p in parts)
+    many = [s for s in _SLICES if s == 1 or (s * 32 <= terms and s * elements <= MOST_SUMS)]
+    options = [(t, s) for t in _tiles(itemsize, is_tensor) for s in (many if slices is None else [slices])]
+    found = min(options, key=lambda x: _cycles(*x, parts, itemsize))
+    return *found, _cycles(*found, parts, itemsize)
+
+
+# sizes of a nest, as far as its subscripts tell ---------------------------------------------------------------------
+def _indices(subscripts: Any) -> set[int]:
+    return {i for s in subscripts for i, factor in s.factors if factor}
+
+
+def _named(nest: Any) -> Sizes:
+    """Batch, M, N, K by which operands name an index; strides of 0 are not known here."""
+    y, a, b = (_indices(x) for x in (nest.y, nest.a, nest.b))
+    groups = [y & a & b, y - b, y & b - a, set(range(len(nest.sizes))) - y]
+    batch, m, n, k = (math.prod(nest.sizes[i] for i in group) for group in groups)
+    return batch, m, n, k
+
+
+def _is_empty(nest: Any) -> bool:
+    return any(nest.sizes[i] == 0 for i in _indices(nest.y))
+
+
+@functools.lru_cache(maxsize=1024)
+def _slices(nests: tuple[Any, ...], itemsize: int, is_tensor: bool, statistics: bool) -> int:
+    """Into how many slices the terms are cut: from the nests alone, since scratch memory depends on it."""
+    parts = tuple([_named(nest) for nest in nests if not _is_empty(nest)])
+    if statistics or not parts:
+        return 1
+    turned = tuple([(batch, n, m, k) for batch, m, n, k in parts])
+    found = [best_tile(p, itemsize, is_tensor) for p in (parts, turned)]
+    return min(found, key=lambda x: x[2])[1]
+
+
+def is_tensor_core(dtype: Any, precision: str) -> bool:
+    """Whether tensor cores multiply: tf32 is asked for, arrays are float32, and the device has them (sm_80)."""
+    if precision not in ("float32", "tf32"):
+        raise ValueError(f'contract: precision is "float32" or "tf32"; got {precision!r}.')
+    return precision == "tf32" and np.dtype(dtype) == np.float32 and _capability(launch.cupy()) >= 80
+
+
+@functools.lru_cache(maxsize=4)
+def _capability(library: Any) -> int:
+    return int(library.cuda.Device().compute_capability)
+
+
+def contract_scratch(
+    nests: Sequence[Any], *, dtype: Any, precision: str = "float32", slots: Slots = NONE
+) -> Scratch:  # fmt: skip
+    """Scratch of `contract_all`: ((shape, dtype), ...)."""
+    dtype = np.dtype(dtype)
+    slices = _slices(tuple(nests), dtype.itemsize, is_tensor_core(dtype, precision), slots.statistics)
+    if slices == 1:
+        return ()
+    return (((slices, sum(math.prod(_named(nest)[:3]) for nest in nests)), dtype.name),)
+
+
+def statistics_of(nest: Any, *, dtype: Any, precision: str = "float32") -> Statistics:
+    """What the statistics of a nest's result look like."""
+    dtype = np.dtype(dtype)
+    batch, m, n, k = _named(nest)
+    tile = best_tile(((batch, m, n, k),), dtype.itemsize, is_tensor_core(dtype, precision), 1)[0]
+    return Statistics((-(-m // tile.m), 2, batch * n), tile.m, m)
+
+
+# from a nest to C text -------------------------------------------------------------------------------------------------
+class _Form(NamedTuple):
+    """A whole number that is affine in the indices."""
+
+    start: int
+    factors: dict[int, int]
+
+    def along(self, i: int) -> int:
+        return self.factors.get(i, 0)
+
+
+def _form(subscripts: Any, strides: Sequence[int], start: int = 0) -> _Form:
+    """Where an element lies: start + sum of stride * position."""
+    factors: dict[int, int] = {}
+    for subscript, stride in zip(subscripts, strides, strict=True):
+        start += subscript.start * stride
+        for i, factor in subscript.factors:
+            factors[i] = factors.get(i, 0) + factor * stride
+    return _Form(start, factors)
+
+
+def _reach(form: _Form, sizes: Sequence[int]) -> tuple[int, int]:
+    """The least and the largest value."""
+    ends = [factor * (sizes[i] - 1) for i, factor in form.factors.items()]
+    return form.start + sum(min(x, 0) for x in ends), form.start + sum(max(x, 0) for x in ends)
+
+
+class _Side:
+    """An operand of one nest: where it lies, what has to be within bounds, where other arrays are read with it."""
+
+    def __init__(self, subscripts: Any, layout: Layout, sizes: Sequence[int], change: Change | None, is_checked: bool):
+        self.change, self.layout = change, layout
+        self.at = _form(subscripts, layout.strides)
+        self.checks: list[tuple[_Form, int]] = []
+        if is_checked and all(sizes):
+            for d, size in enumerate(layout.shape):
+                form = _form(subscripts[d : d + 1], (1,))
+                low, high = _reach(form, sizes)
+                if low < 0 or high >= size:
+                    self.checks.append((form, size))
+        self.reads = [_form(subscripts, read.strides, read.start) for read in change.reads] if change else []
+
+    @property
+    def forms(self) -> list[_Form]:
+        return [self.at, *(form for form, _ in self.checks), *self.reads]
+
+    def moves(self, i: int) -> bool:
+        """Whether anything here depends on index i."""
+        return any(form.along(i) for form in self.forms)
+
+
+Axis = tuple[int, dict[int, int]]  # size, and the factor of each form (by its id)
+
+
+class _Nest:
+    """A nest in terms of memory: a, b and y as sides, and the indices as rows, columns, batch and terms."""
+
+    def __init__(self, nest: Any, y: Layout, a: Layout, b: Layout, slots: Slots):
+        self.sizes = sizes = nest.sizes
+        self.y = _Side(nest.y, y, sizes, slots.y, False)
+        self.a = _Side(nest.a, a, sizes, slots.a, True)
+        self.b = _Side(nest.b, b, sizes, slots.b, True)
+        kept, terms = sorted(_indices(nest.y)), range(len(sizes))
+        in_a = _indices(nest.a) if slots.statistics else {i for i in kept if self.a.moves(i)}
+        in_b = _indices(nest.b) if slots.statistics else {i for i in kept if self.b.moves(i)}
+        self.batch = [i for i in kept if i in in_a and i in in_b]
+        self.rows = [i for i in kept if i not in in_b]
+        self.columns = [i for i in kept if i in in_b and i not in in_a]
+        self.terms = [i for i in terms if i not in kept]
+        self.is_ordered = slots.statistics
+
+    def size(self, indices: Sequence[int]) -> int:
+        return math.prod(self.sizes[i] for i in indices)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows and columns should change places: columns are few, or lie side by side in y."""
+        if self.is_ordered:
+            return False
+        m, n = self.size(self.rows), self.size(self.columns)
+        if min(m, n) < 16:
+            return m < n
+        beside = [any(abs(self.y.at.along(i)) == 1 and self.sizes[i] > 1 for i in x) for x in (self.rows, self.columns)]
+        return beside[0] and not beside[1]
+
+    def turn(self) -> None:
+        self.a, self.b, self.rows, self.columns = self.b, self.a, self.columns, self.rows
+
+    @property
+    def is_each(self) -> bool:
+        """Whether the numbers read serve one or two elements each, and neighbours of the batch lie side by side."""
+        m, n, batch = self.size(self.rows), self.size(self.columns), self.size(self.batch)
+        if self.is_ordered or batch == 1 or min(m, n) > 2 or self.size(self.terms) == 0:
+            return False
+        beside = any(abs(s.at.along(i)) == 1 and self.sizes[i] > 1 for i in self.batch for s in (self.a, self.b))
+        return beside or self.size(self.terms) <= 32
+
+    def axes(self, indices: Sequence[int], weights: Sequence[_Form]) -> list[Axis]:
+        """The indices from the slowest to the fastest, joined where everything goes on from one to the next."""
+        forms = [form for side in (self.y, self.a, self.b) for form in side.forms]
+        ordered = sorted([i for i in indices if self.sizes[i] != 1], key=lambda i: (-self._weight(i, weights), i))
+        found: list[Axis] = []
+        for i in ordered:
+            size, factors = self.sizes[i], {id(form): form.along(i) for form in forms}
+            if found and all(found[-1][1][f] == factors[f] * size for f in factors):
+                size *= found.pop()[0]
+            found.append((size, factors))
+        return found
+
+    def _weight(self, i: int, weights: Sequence[_Form]) -> int:
+        return sum(abs(form.along(i)) for form in weights)
+
+
+def _decoded(axes: Sequence[Axis], name: str) -> tuple[str, list[str]]:
+    """(statements that take a number apart, the names of its digits)."""
+    lines, inner = "", 1
+    for n, (size, _) in reversed(list(enumerate(axes))):
+        digit = f"(U){name}" + (f" / {inner}u" if inner > 1 else "") + (f" % {size}u" if n else "")
+        lines = f" const I {name}{n} = (I)({digit});" + lines
+        inner *= size
+    return lines, [f"{name}{n}" for n in range(len(axes))]
+
+
+def _affine(form: _Form, start: int, groups: Sequence[tuple[Sequence[Axis], list[str]]]) -> str:
+    terms = [str(start)] if start else []
+    for axes, names in groups:
+        for (_, factors), name in zip(axes, names, strict=True):
+            if factor := factors[id(form)]:
+                terms.append(name if factor == 1 else f"{factor} * {name}")
+    return " + ".join(terms) or "0"
+
+
+class _Writer:
+    """The struct of an operand: where its rows and its terms (for y: its columns) lie."""
+
+    def __init__(self, side: _Side, batch: list[Axis], outer: list[Axis], inner: list[Axis], types: Sequence[str]):
+        self.side, self.batch, self.outer, self.inner, self.types = side, batch, outer, inner, types
+        self.place = f"Where<{len(side.checks)}, {len(side.reads)}>"
+
+    def vector(self, itemsize: int, axes: list[Axis]) -> int:
+        """How many neighbours along these axes one load or store can take."""
+        if not axes or not self.side.layout.is_aligned:
+            return 1
+        size, last = axes[-1]
+        if last[id(self.side.at)] != 1 or any(last[id(form)] for form, _ in self.side.checks):
+            return 1
+        others = [x[1][id(self.side.at)] for x in (*self.batch, *self.outer, *self.inner) if x is not axes[-1]]
+        numbers = [size, self.side.at.start, *others]
+        return next((v for v in (4, 2) if v * itemsize <= BASE_ALIGNMENT and not any(n % v for n in numbers)), 1)
+
+    def along(self, axes: list[Axis], itemsize: int) -> tuple[int, bool, int]:
+        """How good it is to load neighbours along these axes."""
+        if not axes:
+            return (0, False, 0)
+        size, last = axes[-1]
+        return self.vector(itemsize, axes), abs(last[id(self.side.at)]) == 1, size
+
+    def functions(self, first: str, second: str) -> str:
+        batch, outer, inner = (_decoded(x, n) for x, n in ((self.batch, "z"), (self.outer, first), (self.inner, second)))
+        row = self._place([(self.batch, batch[1]), (self.outer, outer[1])], True)
+        step = self._place([(self.inner, inner[1])], False)
+        return (
+            f"    typedef {self.place} Place;\n"
+            f"    DEVICE Place row(I z, I {first}) {{{batch[0]}{outer[0]} return {row}; }}\n"
+            f"    DEVICE Place step(I {second}) {{{inner[0]} return {step}; }}\n"
+        )
+
+    def _place(self, groups: Sequence[tuple[Sequence[Axis], list[str]]], has_start: bool) -> str:
+        at, *others = [_affine(form, form.start if has_start else 0, groups) for form in self.side.forms]
+        checks, reads = others[: len(self.side.checks)], others[len(self.side.checks) :]
+        return f"Place{{{at}, {{{', '.join(checks) or '0'}}}, {{{', '.join(reads) or '0'}}}}}"
+
+    def inside(self) -> str:
+        tests = [f"(U)(row.check[{n}] + step.check[{n}]) < {size}u" for n, (_, size) in enumerate(self.side.checks)]
+        return (
+            "    DEVICE bool inside(const Place &row, const Place &step) "
+            f"{{ return {' && '.join(tests) or 'true'}; }}\n"
+        )
+
+    def made(self, axes: list[Axis]) -> str:
+        """What becomes of a number; `axes` are those along which v counts."""
+        change, lines = self.side.change, ""
+        for n, form in enumerate(self.side.reads):
+            read = change.reads[n]  # type: ignore[union-attr]
+            beside = axes[-1][1][id(form)] if axes else 0
+            place = f"row.read[{n}] + step.read[{n}]" + (f" + v * {beside}" if beside else "")
+            lines += f" const {launch.CTYPES[self.types[read.array]]} {read.name} = e{read.array}[{place}];"
+        text = change.text if change else "x"
+        return (
+            "    DEVICE T made(T x, const Place &row, const Place &step, int v EXTRAS) "
+            f"{{{lines} return (T)({text}); }}\n"
+        )
+
+
+def _struct(letter: str, writer: _Writer, tile_size: str, names: tuple[str, str], itemsize: int, totals: Any) -> str:
+    """The struct of a or b."""
+    is_along = writer.along(writer.inner, itemsize) >= writer.along(writer.outer, itemsize)
+    axes = writer.inner if is_along else writer.outer
+    return (
+        f"  struct {letter} {{\n"
+        f"    static constexpr I ROWS_IN_ALL = {totals[0]}, TERMS_IN_ALL = {totals[1]};\n"
+        f"    static constexpr int SIZE = {tile_size}, V = {writer.vector(itemsize, axes)};\n"
+        f"    static constexpr bool ALONG_K = {str(is_along).lower()}, "
+        f"IS_CHANGED = {str(writer.side.change is not None).lower()};\n"
+        + writer.functions(*names) + writer.inside() + writer.made(axes) + "  };\n"
+    )  # fmt: skip
+
+
+class _Part(NamedTuple):
+    """A part's text, and its sizes."""
+
+    text: str
+    sizes: Sizes
+
+
+def _written(name: str, nest: _Nest, first: int, sums: int, itemsize: int, types: Sequence[str], width: int) -> _Part:
+    y, a, b = nest.y, nest.a, nest.b
+    batch, rows, columns = nest.batch, nest.rows, nest.columns
+    if nest.is_each:  # every element is a matter of its own
+        batch, rows, columns = [*batch, *rows, *columns], [], []
+        z = nest.axes(batch, [y.at, a.at, b.at])
+    else:
+        z = nest.axes(sorted(batch), []) if nest.is_ordered else nest.axes(batch, [y.at])
+    m = nest.axes(rows, [y.at])
+    n = nest.axes(sorted(columns), []) if nest.is_ordered else nest.axes(columns, [y.at])
+    k = nest.axes(nest.terms, [a.at, b.at])
+    sizes: Sizes = nest.size(batch), nest.size(rows), nest.size(columns), nest.size(nest.terms)
+    ys, as_, bs = _Writer(y, z, m, n, types), _Writer(a, z, m, k, types), _Writer(b, z, n, k, types)
+    numbers = (sizes[2], first, sums)
+    sums_v = next(v for v in (4, 2, 1) if v <= width and v * itemsize <= BASE_ALIGNMENT and not any(x % v for x in numbers))
+    text = (
+        f"struct {name} {{\n"
+        f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]}, FIRST = {first};\n"
+        f"  static constexpr int SUMS_V = {sums_v};\n"
+        + _struct("A", as_, "BM", ("m", "k"), itemsize, (sizes[1], sizes[3]))
+        + _struct("B", bs, "BN", ("n", "k"), itemsize, (sizes[2], sizes[3]))
+        + f"  struct Y {{\n    static constexpr int V = {min(width, ys.vector(itemsize, n))};\n"
+        + ys.functions("m", "n") + ys.made([]) + "  };\n};\n"
+    )  # fmt: skip
+    return _Part(text, sizes)
+
+
+# plans -----------------------------------------------------------------------------------------------------------------
+class Plan:
+    """Kernels for nests over arrays of known layouts: `run(y, a, b, ...)`. `text` is their source."""
+
+    def __init__(
+        self, nests: tuple[Any, ...], y: Layout, a: Layout, b: Layout, dtype: str, is_tensor: bool, slots: Slots
+    ) -> None:
+        itemsize = np.dtype(dtype).itemsize
+        self.dtype, self.slots = np.dtype(dtype), slots
+        found = [_Nest(nest, y, a, b, slots) for nest in nests if not _is_empty(nest)]
+        if slots.statistics and len(found) > 1:
+            raise ValueError("contract: statistics are those of one nest.")
+        self.is_turned = bool(found) and found[0].is_turned
+        for nest in found if self.is_turned else []:
+            nest.turn()
+        self.slices = slices = _slices(nests, itemsize, is_tensor, slots.statistics)
+        self.sums = sums = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
+        self.scratch: Scratch = (((slices, sums), self.dtype.name),) if slices > 1 else ()
+        self.covers = sums == math.prod(y.shape)
+        shapes = [(n.size(n.batch), n.size(n.rows), n.size(n.columns), n.size(n.terms)) for n in found if not n.is_each]
+        self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices)[0]
+        width = 2 if tile.is_tensor else min(4, tile.columns)
+        largest = max([abs(x) for nest in found for x in _reaches(nest)] + [slices * sums], default=0)
+        parts, tiled, each, first = [], [], [], 0
+        blocks = [0, 0]
+        for number, nest in enumerate(found):
+            part = _written(f"Part{number}", nest, first, sums, itemsize, slots.types, width)
+            batch, m, n, _ = part.sizes
+            if nest.is_each:
+                count, into = -(-batch // THREADS_EACH), each
+            else:
+                count, into = batch * -(-m // tile.m) * -(-n // tile.n), tiled
+            begin = blocks[nest.is_each]
+            blocks[nest.is_each] += count * slices
+            into.append(f"DO(Part{number}, {begin}, {blocks[nest.is_each]})")
+            parts.append(part.text)
+            first += batch * m * n
+        self.tiled_blocks, self.each_blocks = blocks
+        is_large = max(largest, *blocks) + max(tile.m, tile.n) * tile.k >= 1 << 31
+        names = "WARPS_M", "WARPS_N"
+        plain = "TM", "TN"
+        constants = {
+            "T": self.dtype, "WHOLE": "i64" if is_large else "int", "NATURAL": "u64" if is_large else "unsigned",
+            "BM": tile.m, "BN": tile.n, "BK": tile.k, "TENSOR": tile.is_tensor, "PAD": _padding(tile, itemsize),
+            **dict(zip(names if tile.is_tensor else plain, (tile.rows, tile.columns))),
+            "SLICES": slices, "SUMS": sums, "STATISTICS": slots.statistics,
+            "IS_TILED": bool(tiled), "IS_EACH": bool(each),
+            "EACH_TILED(DO)": " ".join(tiled), "EACH_ELEMENT(DO)": " ".join(each),
+            "EACH_PART(DO)": " ".join(f"DO(Part{i})" for i in range(len(parts))),
+            "EXTRAS": "".join(f", const {launch.CTYPES[t]} *e{i}" for i, t in enumerate(slots.types)),
+            "PASSED": "".join(f", e{i}" for i in range(len(slots.types))),
+        }  # fmt: skip
+        text = launch.text_of("contract.cu").replace("//@ parts\n", slots.preamble + "\n" + "".join(parts))
+        rows = tuple(constants.items())
+        self.tiled_text = launch.source(text, (*rows, ("THREADS", tile.threads))) if tiled else ""
+        self.each_text = launch.source(text, (*rows, ("THREADS", THREADS_EACH))) if each else ""
+        self.zeros: Plan | None = None
+        if not self.covers:
+            if slots.y is not None:
+                raise ValueError("contract: the nests leave out elements of y; a change of y has no value for these.")
+            self.zeros = Plan((_nothing(y.shape),), y, _NO_LAYOUT, _NO_LAYOUT, dtype, False, NONE)
+
+    def run(
+        self, y: Array, a: Array, b: Array, extras: tuple[Array, ...] = (), statistics: Array = None,
+        scratch: tuple[Array, ...] = (),
+    ) -> None:  # fmt: skip
+        """Fill y (and the statistics)."""
+        if self.zeros is not None:
+            self.zeros.run(y, a, b)
+        if self.is_turned:
+            a, b = b, a
+        sums = scratch[0] if self.slices > 1 else y
+        if self.tiled_text:
+            kernel = launch.compiled(self.tiled_text, "contract")
+            described = y if statistics is None else statistics
+            kernel(self.tiled_blocks, self.tile.threads, (y, a, b, sums, described, *extras))
+        if self.each_text:
+            kernel = launch.compiled(self.each_text, "contract_each")
+            kernel(self.each_blocks, THREADS_EACH, (y, a, b, sums, *extras))
+        if self.slices > 1:
+            kernel = launch.compiled(self.tiled_text or self.each_text, "add_slices")
+            kernel(-(-self.sums // 32), 256, (y, sums, *extras))
+
+
+def _reaches(nest: _Nest) -> list[int]:
+    """The ends of everything that is computed about places."""
+    forms = [form for side in (nest.y, nest.a, nest.b) for form in side.forms]
+    ends = [x for form in forms for x in _reach(form, nest.sizes)]
+    return [*ends, *(nest.size(x) for x in (nest.batch, nest.rows, nest.columns, nest.terms))]
+
+
+class _Place(NamedTuple):
+    start: int
+    factors: tuple[tuple[int, int], ...]
+
+
+class _Nothing(NamedTuple):
+    """A nest without terms: it makes y zero."""
+
+    sizes: tuple[int, ...]
+    y: tuple[_Place, ...]
+    a: tuple[_Place, ...] = ()
+    b: tuple[_Place, ...] = ()
+
+
+_NO_LAYOUT = Layout((), ())
+
+
+def _nothing(shape: tuple[int, ...]) -> _Nothing:
+    return _Nothing((*shape, 0), tuple([_Place(0, ((i, 1),)) for i in range(len(shape))]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    nests: tuple[Any, ...], y: Layout, a: Layout, b: Layout, dtype: str, is_tensor: bool, slots: Slots
+) -> Plan:  # fmt: skip
+    return Plan(nests, y, a, b, dtype, is_tensor, slots)
+
+
+def plan(
+    nests: Sequence[Any], y: Layout, a: Layout, b: Layout, *, dtype: Any, precision: str = "float32",
+    slots: Slots = NONE,
+) -> Plan:  # fmt: skip
+    """The plan of nests over arrays of these layouts, made once."""
+    return _plan(tuple(nests), y, a, b, np.dtype(dtype).name, is_tensor_core(dtype, precision), slots)
+
+
+def contract_all(
+    y: Array, a: Array, b: Array, nests: Sequence[Any], *, precision: str = "float32", slots: Slots = NONE,
+    extras: tuple[Array, ...] = (), statistics: Array = None, scratch: tuple[Array, ...] = (),
+) -> None:  # fmt: skip
+    """y = sums of products of a and b, by all nests together; zero where none of them gives a value.
+
+    precision  : "float32", or "tf32": on tensor cores, products of numbers rounded to 10 bits (float32 arrays alone)
+    extras     : the other arrays that `slots` read; statistics: an array of `statistics_of(nest).shape`
+    scratch    : arrays as `contract_scratch` says
+    """
+    found = plan(nests, layout_of(y), layout_of(a), layout_of(b), dtype=y.dtype, precision=precision, slots=slots)
+    found.run(y, a, b, extras, statistics, scratch)
+
+
+def contract(y: Array, a: Array, b: Array, nest: Any, **options: Any) -> None:
+    """`contract_all` for one nest."""
+    contract_all(y, a, b, (nest,), **options)
+
+
+def merge_statistics(mean: Array, var: Array, parts: Array, *, rows: int, count: int) -> None:
+    """mean and population variance [columns] from statistics [blocks, 2, columns], see `Statistics`."""
+    blocks, _, columns = parts.shape
+    kernel = launch.kernel("contract_statistics.cu", "merge_statistics", T=parts.dtype)
+    kernel(-(-columns // 8), 256, (mean, var, parts, blocks, columns, rows, count))

@@ -1,0 +1,54 @@
+// The words of scalar texts (see minidl/core/op.py), each for float and for double.
+#pragma once
+#include "portable.h"
+
+#define WORD1(word, single, twice)                          \
+  DEVICE float w_##word(float x) { return single(x); }      \
+  DEVICE double w_##word(double x) { return twice(x); }
+#define WORD2(word, single, twice)                                    \
+  DEVICE float w_##word(float a, float b) { return single(a, b); }    \
+  DEVICE double w_##word(double a, double b) { return twice(a, b); }
+
+WORD1(exp, expf, exp)
+WORD1(log, logf, log)
+WORD1(log2, log2f, log2)
+WORD1(log10, log10f, log10)
+WORD1(log1p, log1pf, log1p)
+WORD1(expm1, expm1f, expm1)
+WORD1(sqrt, sqrtf, sqrt)
+WORD1(sin, sinf, sin)
+WORD1(cos, cosf, cos)
+WORD1(tan, tanf, tan)
+WORD1(asin, asinf, asin)
+WORD1(acos, acosf, acos)
+WORD1(atan, atanf, atan)
+WORD1(sinh, sinhf, sinh)
+WORD1(cosh, coshf, cosh)
+WORD1(tanh, tanhf, tanh)
+WORD1(asinh, asinhf, asinh)
+WORD1(acosh, acoshf, acosh)
+WORD1(atanh, atanhf, atanh)
+WORD1(fabs, fabsf, fabs)
+WORD1(floor, floorf, floor)
+WORD1(ceil, ceilf, ceil)
+WORD1(trunc, truncf, trunc)
+WORD1(round_half_away, roundf, round)
+WORD1(erf, erff, erf)
+WORD2(atan2, atan2f, atan2)
+WORD2(pow, powf, pow)
+WORD2(fmod, fmodf, fmod)
+
+// What has no type of its own: `where`, comparisons and logic take any.
+template <class T> DEVICE T w_where(bool condition, T a, T b) { return condition ? a : b; }
+template <class T> DEVICE T w_maximum(T a, T b) { return a > b || a != a ? a : b; } // NaN if one is NaN
+template <class T> DEVICE T w_minimum(T a, T b) { return a < b || a != a ? a : b; }
+template <class T> DEVICE T w_fmax(T a, T b) { return a > b || b != b ? a : b; } // the other one if one is NaN
+template <class T> DEVICE T w_fmin(T a, T b) { return a < b || b != b ? a : b; }
+template <class T> DEVICE T w_sign(T x) { return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x; }
+template <class T> DEVICE bool w_isnan(T x) { return x != x; }
+template <class T> DEVICE bool w_isinf(T x) { return x - x != x - x && x == x; }
+template <class T> DEVICE bool w_isfinite(T x) { return x - x == T(0); }
+DEVICE bool w_logical_and(bool a, bool b) { return a && b; }
+DEVICE bool w_logical_or(bool a, bool b) { return a || b; }
+DEVICE bool w_logical_xor(bool a, bool b) { return a != b; }
+DEVICE bool w_logical_not(bool a) { return !a; }

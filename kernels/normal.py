@@ -1,0 +1,44 @@
+"""The numbers of the inverse of the normal distribution function, for all who compute it: each with equal bits.
+
+For a probability p = 1/2 + q, with -1/2 < q < 1/2, the inverse is a ratio of polynomials of degree 7:
+
+    q * CENTRE(NEAR^2 - q^2)     for |q| <= NEAR, else, with q's sign and r = sqrt(-log(1/2 - |q|)):
+    MIDDLE(r - MIDDLE_START)     for r <= FAR_START
+    FAR(r - FAR_START)           beyond
+
+right to 1e-15. Of every ratio: the coefficients above the line, then those below, the constant first; evaluated by
+Horner's rule. The logarithm comes from t = m 2^e with sqrt(1/2) <= m < sqrt(2):
+
+    log t = e log 2 + z LOG_SERIES(z^2),  z = (m - 1) / (m + 1)
+
+Every addition, multiplication, division and square root is rounded on its own, in the order written here, in double:
+then any processor gives the same bits.
+Source: Wichura, Algorithm AS 241: The Percentage Points of the Normal Distribution, Applied Statistics 37 (1988).
+"""
+
+Row = tuple[float, ...]
+
+NEAR, NEAR_SQUARED = 0.425, 0.180625
+MIDDLE_START, FAR_START = 1.6, 5.0
+CENTRE: tuple[Row, Row] = (
+    (3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
+     4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3),
+    (1.0, 4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
+     2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3),
+)  # fmt: skip
+MIDDLE: tuple[Row, Row] = (
+    (1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
+     1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4),
+    (1.0, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
+     1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9),
+)  # fmt: skip
+FAR: tuple[Row, Row] = (
+    (6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0, 2.96560571828504891230e-1,
+     2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7),
+    (1.0, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
+     7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15),
+)  # fmt: skip
+
+LOG_2 = 0.6931471805599453
+ROOT_HALF = 0.7071067811865476
+LOG_SERIES: Row = tuple(2 / (2 * k + 1) for k in range(11))  # the next term is below 1e-17 for z^2 < 0.0295

@@ -1,0 +1,239 @@
+"""The CUDA backend: CuPy's arrays and memory, kernels of our own in CUDA C++ (kernels/cuda), loops printed by us.
+
+CuPy is imported when the first array goes to a GPU, not before. Every launch is on CuPy's current stream; nothing here
+waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minidl.backends import precision, reference
+from minidl.backends.cuda import detect, loops
+from minidl.backends.cuda.detect import complaint as complaint
+from minidl.backends.cuda.memory import with_room
+from minidl.kernels.cuda import launch
+
+# op -> room in kernels/cuda; a kernel is called like its op and takes dense arrays
+ROOMS = {
+    "batchnorm_train": "batchnorm", "batchnorm_grad": "batchnorm",
+    "softmax_last": "softmax", "softmax_last_grad": "softmax",
+    "random": "random",
+    "gather": "indexing", "scatter_add": "indexing", "scatter": "indexing",
+    "argsort": "sorting", "argmax": "sorting",
+    "cumsum_along": "scan", "cumprod_along": "scan",
+    "spacing": "indexing",
+}  # fmt: skip
+
+
+def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> Any:
+    """Results of `op` as arrays on the device, or None if it is to be computed by its body."""
+    return with_room(lambda: _run(op, specs, arrays, params), op.name, specs)
+
+
+def _run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> Any:
+    kind = op.kind_name
+    if kind == "map":
+        return loops.run_map(op, specs, arrays, params)
+    if kind == "view":
+        return [VIEWS[op.name](arrays[0], **params)]
+    if kind == "reduce":
+        return loops.run_reduce(op, specs, arrays[0], **params)
+    if not has_kernel(op):
+        return None
+    cupy = launch.cupy()
+    if op.name in ROOMS:
+        arrays = [dense(x) if hasattr(x, "strides") else x for x in arrays]
+    outputs = [cupy.empty(spec.shape, spec.dtype) for spec in specs]
+    bind_kernel(op, outputs, arrays, params)()
+    return outputs
+
+
+def run_each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[list[Any]]:
+    """Results of a MAP op with a body for many (specs, arrays), in one launch."""
+    specs = tuple([spec for row, _ in rows for spec in row])
+    return with_room(lambda: loops.run_each(op, rows, params), op.name, specs)
+
+
+def has_kernel(op: Any) -> bool:
+    """Whether this backend computes `op` itself, without its body."""
+    return (
+        op.kind_name != "kernel" or op.contraction_rule is not None or op.name in ROOMS or op.name in KERNELS
+        or "gpu" in op.kernels
+    )  # fmt: skip
+
+
+def needs_dense(op: Any) -> bool:
+    """Whether the kernel wants its inputs in plain C order."""
+    return op.name in ROOMS or "gpu" in op.kernels
+
+
+def view(op: Any, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+    """What a VIEW op makes of an array, on a stand-in in host memory."""
+    return reference.VIEWS[op.name](x, **params)
+
+
+def bind_loop(loop: Any, flat: Callable[[Any], Any]) -> Callable[[], Any]:
+    """A loop of the engine as a function without arguments; flat(buffer) is the memory of a buffer."""
+    return loops.bind_loop(loop, flat)
+
+
+def bind_kernel(op: Any, outputs: list[Any], inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
+    """The kernel of `op` as a function without arguments, bound to its arrays; scratch is made here, once."""
+    if "gpu" in op.kernels:
+        return lambda: op.kernels["gpu"](*outputs, *inputs, **params)
+    if op.contraction_rule is not None:
+        return _bind_contraction(op, outputs[0], inputs, params)
+    if op.name not in ROOMS:
+        return lambda: KERNELS[op.name](*outputs, *inputs, **params)
+    module = importlib.import_module(f"minidl.kernels.cuda.{ROOMS[op.name]}")
+    kernel, scratch_rule = getattr(module, op.name), getattr(module, f"{op.name}_scratch", None)
+    scratch: tuple[Any, ...] = ()
+    if scratch_rule is not None:
+        shapes = [getattr(x, "shape", ()) for x in (*outputs, *inputs)]
+        cupy = launch.cupy()
+        needed = scratch_rule(*shapes, dtype=outputs[0].dtype, **params)
+        scratch = tuple([cupy.empty(shape, dtype) for shape, dtype in needed])
+    if scratch_rule is None:
+        return lambda: kernel(*outputs, *inputs, **params)
+    return lambda: kernel(*outputs, *inputs, **params, scratch=scratch)
+
+
+_nests: dict[Any, Any] = {}  # what the rules of contractions say, for shapes and parameters
+
+
+def _bind_contraction(op: Any, y: Any, inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
+    from minidl.kernels.cuda import contract
+
+    a, b = inputs
+    key = op.name, a.shape, b.shape, tuple(params.items())
+    nests = _nests.get(key)
+    if nests is None:
+        if len(_nests) >= 1024:
+            _nests.clear()
+        nests = _nests[key] = tuple(op.contraction_rule(a, b, **params))
+    found = contract.plan(
+        nests, *[contract.layout_of(x) for x in (y, a, b)], dtype=y.dtype, precision=precision.current()
+    )
+    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in found.scratch])
+    return lambda: found.run(y, a, b, scratch=scratch)
+
+
+def dense(x: Any) -> Any:
+    """x in plain C order: itself, or a copy."""
+    if x.flags.c_contiguous:
+        return x
+    y = launch.cupy().empty(x.shape, x.dtype)
+    loops.copy(y, x)
+    return y
+
+
+# views ----------------------------------------------------------------------------------------------------------
+def _broadcast(x: Any, *, shape: tuple[int, ...], dims: tuple[int, ...]) -> Any:
+    strides = [0] * len(shape)
+    for size, stride, dim in zip(x.shape, x.strides, dims):
+        strides[dim] = stride if size == shape[dim] else 0
+    return launch.cupy().lib.stride_tricks.as_strided(x, shape, tuple(strides))
+
+
+def _view_as(x: Any, *, shape: tuple[int, ...]) -> Any:
+    return (x if _can_reshape(x, shape) else dense(x)).reshape(shape)
+
+
+def _can_reshape(x: Any, shape: tuple[int, ...]) -> bool:
+    """Whether strides can say it: asked of NumPy, of an array without memory."""
+    if x.flags.c_contiguous:
+        return True
+    like = np.lib.stride_tricks.as_strided(np.empty(1, x.dtype), x.shape, x.strides, writeable=False)
+    try:
+        np.reshape(like, shape, copy=False)
+    except ValueError:
+        return False
+    return True
+
+
+VIEWS: dict[str, Callable[..., Any]] = {
+    "broadcast": _broadcast,
+    "view_as": _view_as,
+    "reorder": lambda x, order: x.transpose(order),
+    "crop": lambda x, slices: x[reference.as_slices(slices)] if slices else x.view(),
+    "alias": lambda x: x.view(),
+}
+
+
+# kernels that are copies, and those of CuPy -----------------------------------------------------------------------
+def _place(y: Any, x: Any, *, shape: tuple[int, ...], slices: tuple[tuple[int, int, int], ...]) -> None:
+    if x.shape != tuple(shape):
+        loops.copy(y, 0.0)
+    loops.copy(y[reference.as_slices(slices)] if slices else y, x)
+
+
+def _assign(y: Any, x: Any, v: Any, *, slices: tuple[tuple[int, int, int], ...]) -> None:
+    loops.copy(y, x)
+    loops.copy(y[reference.as_slices(slices)] if slices else y, v)
+
+
+def _concatenate(y: Any, *xs: Any, axis: int) -> None:
+    start = 0
+    for x in xs:
+        stop = start + x.shape[axis]
+        loops.copy(y[(slice(None),) * axis + (slice(start, stop),)], x)
+        start = stop
+
+
+def _full(y: Any, *, shape: tuple[int, ...], value: Any, dtype: str, device: str = "cpu") -> None:
+    loops.copy(y, value)
+
+
+def _transfer(y: Any, x: Any, *, device: str) -> None:
+    if isinstance(x, np.ndarray):
+        y.set(np.ascontiguousarray(x))
+    else:
+        loops.copy(y, x)
+
+
+def _solve(y: Any, a: Any, b: Any) -> None:
+    loops.copy(y, launch.cupy().linalg.solve(a, b))
+
+
+def _lstsq(y: Any, a: Any, b: Any) -> None:
+    loops.copy(y, launch.cupy().linalg.lstsq(a, b, rcond=None)[0])
+
+
+KERNELS: dict[str, Callable[..., None]] = {
+    "place": _place, "assign": _assign, "concatenate": _concatenate, "full": _full, "transfer": _transfer,
+    "solve": _solve, "lstsq": _lstsq,
+}  # fmt: skip
+
+
+# memory, for programs --------------------------------------------------------------------------------------------
+def as_array(x: Any) -> Any:
+    """An array of NumPy's, or of another library on the GPU, as CuPy's: a copy if it was on the host."""
+    return with_room(lambda: launch.cupy().asarray(x), "gpuArray", (x,) if hasattr(x, "shape") else ())
+
+
+def new_memory(nbytes: int) -> Any:
+    """So many bytes of the device."""
+    return with_room(lambda: launch.cupy().empty(nbytes, np.uint8), "dlaccelerate", ())
+
+
+def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int, ...]) -> Any:
+    """An array within flat memory; offset and strides count elements."""
+    size = memory.itemsize
+    if math.prod(shape) == 0:
+        return launch.cupy().empty(shape, memory.dtype)
+    return launch.cupy().lib.stride_tricks.as_strided(memory[offset:], shape, tuple([n * size for n in strides]))
+
+
+copy_each, copies = loops.copy_each, loops.copies
+
+
+def forget() -> None:
+    """Forget what is known of the GPU and everything that lies on it, as if nothing had been computed there yet."""
+    detect.forget()
+    loops.forget()

@@ -1,0 +1,78 @@
+"""Whether there is a GPU that can be used, and if not, why: asked once, at the first need, never at import."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from minidl.kernels.cuda import launch
+
+_is_forked = False
+
+
+def complaint() -> str:
+    """Why no GPU can be used, with the remedy; '' if one can."""
+    if _is_forked:
+        return (
+            "this process was forked from one that uses the GPU, and CUDA does not survive that. Start workers by "
+            'multiprocessing.get_context("spawn"), or before the GPU is first used.'
+        )
+    return _complaint(os.environ.get("MINIDL_DEVICE", ""))
+
+
+@functools.cache
+def _complaint(wanted: str) -> str:
+    if wanted == "cpu":
+        return "the environment variable MINIDL_DEVICE is cpu. Unset it."
+    try:
+        cupy = launch.cupy()
+    except ImportError as error:
+        if getattr(error, "name", "") == "cupy":
+            return (
+                "CuPy is not installed. For a driver of CUDA 13 (nvidia-smi tells): pip install 'minidl[cuda13]'; "
+                "of CUDA 12: pip install 'minidl[cuda12]'."
+            )
+        return f"CuPy is installed but cannot be imported ({error}). Reinstall it: pip install --force-reinstall."
+    try:
+        return _trial(cupy)
+    except Exception as error:  # a broken driver, no compiler of CUDA, no memory
+        return f"a small computation on it failed ({type(error).__name__}: {error}). Check the driver: nvidia-smi."
+
+
+def _trial(cupy: Any) -> str:
+    driver, built = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    if not driver:
+        return "there is no NVIDIA driver on this machine. Compute on the CPU, or install the driver."
+    if driver // 1000 < built // 1000:
+        return (
+            f"the driver is too old: it supports CUDA {_version(driver)}, CuPy is made for {_version(built)}. Update "
+            f"it, or install the CuPy that it supports: pip install 'minidl[cuda{driver // 1000}]'."
+        )
+    if not cupy.cuda.is_available() or not cupy.cuda.runtime.getDeviceCount():
+        return "the driver shows no GPU (CUDA_VISIBLE_DEVICES may hide it). Look at nvidia-smi."
+    wanted = np.arange(4.0)
+    if not np.array_equal(cupy.asarray(wanted).get(), wanted):
+        return "numbers copied to it and back are not the same. Look at nvidia-smi and the system's log."
+    return ""
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def forget() -> None:
+    """Ask again at the next need."""
+    _complaint.cache_clear()
+
+
+def _note_fork() -> None:
+    global _is_forked
+    was_asked = _complaint.cache_info().currsize > 0
+    _is_forked = _is_forked or (was_asked and not _complaint(os.environ.get("MINIDL_DEVICE", "")))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)

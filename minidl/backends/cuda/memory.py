@@ -1,0 +1,31 @@
+"""Memory of the device: when it runs out, what CuPy's pool keeps is freed and the work is tried once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from minidl.backends import NoRoom
+from minidl.kernels.cuda import launch
+
+T = TypeVar("T")
+
+
+def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
+    """What the work gives; specs: its results, named in the error when there is no room for them."""
+    cupy = launch.cupy()
+    try:
+        return work()
+    except cupy.cuda.memory.OutOfMemoryError:
+        pass
+    cupy.get_default_memory_pool().free_all_blocks()
+    try:
+        return work()
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        asked = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+        free, total = cupy.cuda.runtime.memGetInfo()
+        raise NoRoom(
+            f"{who}: the GPU has no room: {asked:,} bytes are asked for, {free:,} of {total:,} are free. Use smaller "
+            "mini-batches, let go of arrays that are not needed any more, or gather them to the host."
+        ) from error

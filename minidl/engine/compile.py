@@ -1,0 +1,56 @@
+"""compile_graph: from a graph to a program, passes in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minidl import backends
+from minidl.engine.devices import DeviceProgram, is_elsewhere, on_one_device
+from minidl.engine.fuse import schedule
+from minidl.engine.graph import Graph
+from minidl.engine.layout import choose_layout
+from minidl.engine.panels import panelled
+from minidl.engine.passes import drop_unused, expand, simplify
+from minidl.engine.plan import plan_memory, plan_phases
+from minidl.engine.program import ExactProgram, NativeProgram, Program
+from minidl.engine.recompute import recomputed
+from minidl.engine.winograd import winograd
+
+
+def compile_graph(
+    graph: Graph, input_orders: Sequence[Sequence[int]], backend: Any, *, is_exact: bool = False
+) -> Program | ExactProgram:
+    """From a graph to a program: passes -> Layout -> Schedule -> Plan -> Program.
+
+    A backend that binds no loops (the reference) computes call by call; so does a graph whose data go to a GPU and back
+    in the middle.
+    """
+    used = drop_unused(graph)
+    if is_exact:
+        return ExactProgram(used)
+    if is_elsewhere(used):
+        return _device_program(used, input_orders)
+    if not hasattr(backend, "bind_loop"):
+        return ExactProgram(used)
+    if getattr(backend, "is_native", lambda: False)():
+        graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
+        layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
+        tasks = winograd(recomputed(schedule(layout, is_contracting=True)))
+        tasks = panelled(tasks, backend.panel_columns)
+        plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work), backend.takes_tail)
+        return NativeProgram(graph, plan, backend)
+    graph = simplify(expand(backend.has_kernel)(simplify(graph)))
+    layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view)
+    return Program(graph, plan_memory(schedule(layout)), backend)
+
+
+def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]]) -> Program | ExactProgram:
+    one = on_one_device(graph)
+    if one is None:
+        return ExactProgram(graph)
+    backend = backends.gpu()
+    one = simplify(expand(backend.has_kernel)(simplify(one)))
+    layout = choose_layout(one, input_orders, backend.needs_dense, backend.view)
+    is_at_host = [graph.specs[y].device == "cpu" for y in graph.outputs]
+    return DeviceProgram(one, plan_memory(schedule(layout)), backend, is_at_host)

@@ -1,0 +1,141 @@
+"""Every kernel, compiled for every architecture: it fits a multiprocessor, and nothing spills out of its registers.
+
+The texts are those that the CUDA backend asks for when it runs the sample calls of all ops and a training step of the
+digits example, with batches of 32, in single precision, on tensor cores and in double precision.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from cusim import calls
+
+from cubin import DoesNotCompile, Report, compiled, compiled_all, compiler, reports_of
+from cubin.recorder import Recorder, Texts
+from minidl.backends.cuda import loops
+from minidl.kernels.cuda import launch
+
+LARGEST_SHARED = {"sm_75": 64, "sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB a block may have
+REGISTERS = 64 << 10  # of a multiprocessor
+STATIC_SHARED = 48 << 10
+# sin, cos and tan of large angles keep some digits of the angle over pi in memory: rare, and no more than this
+ANGLE_STACK = 40
+ANGLES = re.compile(r"= w_(sin|cos|tan)\(")
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc) nor nvcc is installed")
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    """All texts with the launches of their kernels."""
+    recorder = Recorder()
+    launch.use(recorder)
+    loops._kinds.clear()
+    try:
+        for call in calls.of_registry():
+            call.run(recorder)
+        for call in calls.of_rooms():
+            call.run(recorder)
+        for dtype, setting in [("float32", "float32"), ("float32", "tf32"), ("float64", "float32")]:
+            for call in calls.of_training_step(32, dtype, setting):
+                call.run(recorder)
+    finally:
+        launch.use(None)
+        loops._kinds.clear()
+    return recorder.texts
+
+
+def complaints(report: Report, arch: str, text: str, threads: int, dynamic: int) -> list[str]:
+    """What is wrong with a kernel that is launched in blocks of so many threads with so much dynamic shared memory."""
+    found = []
+    if report.spilled:
+        found.append(f"{report.spilled} bytes are spilled")
+    if report.stack > (ANGLE_STACK if ANGLES.search(text) else 0):
+        found.append(f"{report.stack} bytes of stack: an array with subscripts that are not known, or too large")
+    registers = -(-report.registers // 8) * 8 * (-(-threads // 32) * 32)  # they are given out in eights, to whole warps
+    if registers > REGISTERS:
+        found.append(f"{threads} threads with {report.registers} registers each do not fit a multiprocessor")
+    if report.shared > STATIC_SHARED or report.shared + dynamic > LARGEST_SHARED[arch] << 10:
+        found.append(f"{report.shared} bytes of static and {dynamic} of dynamic shared memory are too many")
+    return found
+
+
+@pytest.mark.parametrize("arch", LARGEST_SHARED)
+def test_every_kernel_fits(arch, texts):
+    found = []
+    for (text, uses), reports in zip(texts.items(), compiled_all([(text, arch) for text in texts])):
+        if isinstance(reports, DoesNotCompile):
+            found.append(f"{', '.join(uses)}: {reports}\n{text[-2000:]}")
+            continue
+        assert set(uses) <= {report.name for report in reports}
+        for report in reports:
+            if report.name in uses:
+                use = uses[report.name]
+                constants = ", ".join(re.findall(r"^#define (\w+ .*)$", text.split("// What every kernel")[0], re.M))
+                wrong = complaints(report, arch, text, use.threads, use.dynamic)
+                found += [f"{report.name} ({constants}): {what}" for what in wrong]
+    assert not found, "\n".join([f"{len(found)} complaints for {arch}:", *dict.fromkeys(found)])
+
+
+def test_there_are_texts_of_all_rooms(texts):
+    """Every kernel of every .cu file is launched by some call."""
+    launched = {name for uses in texts.values() for name in uses}
+    written = {
+        (path.name, name)
+        for path in launch.HERE.glob("*.cu")
+        for name in re.findall(r'extern "C" __global__ void[^{;]*?(\w+)\([^()]*\)\s*\{', path.read_text())
+    }
+    missing = {(file, name) for file, name in written if name not in launched}
+    assert not missing, f"no sample call launches {sorted(missing)}"
+
+
+# the check itself ---------------------------------------------------------------------------------------------------
+def reported(body: str, bound: int = 256, arch: str = "sm_90") -> list[str]:
+    """Complaints about a kernel of one text."""
+    head = f'extern "C" __global__ void __launch_bounds__({bound}) k(float *y)'
+    text = launch.text_of("portable.h") + f"{head} {{{body}}}"
+    (report,) = compiled(text, arch)
+    return complaints(report, arch, text, bound, 0)
+
+
+def test_what_fits_is_not_complained_about():
+    assert reported("y[threadIdx.x] = 1;") == []
+    assert reported("__shared__ float a[12000]; a[threadIdx.x] = y[3]; __syncthreads(); y[threadIdx.x] = a[9];") == []
+
+
+def test_spills_and_stacks_are_seen():
+    body = "float a[N]; for (int i = 0; i < N; i++) a[i] = y[i * threadIdx.x] + i; __syncthreads(); "
+    body = body.replace("for", "\n#pragma unroll\nfor")
+    spills = body + "\n#pragma unroll\nfor (int i = 0; i < N; i++) y[i * 3 * threadIdx.x] = a[i] * a[N - 1 - i];"
+    assert any("spilled" in what for what in reported(spills.replace("N", "128"), bound=1024))
+    stack = "float a[99]; int n = (int)y[0]; for (int i = 0; i < n; i++) a[i] = y[i] + 1; y[1] = a[n - 3];"
+    assert any("stack" in what for what in reported(stack))
+
+
+def test_too_much_shared_memory_is_seen():
+    with pytest.raises(DoesNotCompile):
+        reported("__shared__ float a[13000]; a[threadIdx.x] = y[3]; __syncthreads(); y[threadIdx.x] = a[9];")
+    report = Report("k", 255, 0, 0, 40 << 10)
+    assert len(complaints(report, "sm_75", "", 512, 32 << 10)) == 2
+    assert not complaints(report, "sm_90", "", 256, 32 << 10)
+
+
+def test_nonsense_does_not_compile():
+    with pytest.raises(DoesNotCompile, match="nonsense"):
+        compiled("nonsense", "sm_90")
+
+
+def test_the_log_of_nvcc_and_of_nvrtc():
+    log = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'a' for 'sm_90'
+ptxas info    : Function properties for a
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 23 registers, used 1 barriers, 16 bytes cumulative stack size, 144 bytes smem, 400 bytes cmem[0]
+ptxas info    : Compiling entry function 'b' for 'sm_90'
+ptxas info    : Function properties for b
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+"""
+    assert reports_of(log) == [Report("a", 23, 12, 16, 144), Report("b", 8, 0, 0, 0)]

@@ -1,0 +1,178 @@
+"""Mutants: a kernel's text with one mistake in it, and whether any sample call notices.
+
+A mutant that nobody notices shows a barrier that is not needed, or samples that are too weak. Every mutant runs in a
+process of its own, since what it does to memory is anybody's guess: wrong numbers, an error of the shim, a crash or a
+time-out are all ways of being noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from cubin.recorder import Recorder
+
+import cusim
+from cusim.calls import SampleCall
+from minidl.backends.cuda import loops
+from minidl.kernels.cuda import launch
+
+ORDERS = (0, 1, 2)
+SECONDS = 30  # what takes longer hangs
+TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
+TF32 = 2e-3
+BARRIER = re.compile(r"__sync(threads|warp)\([^)]*\);")
+INDEX = re.compile(r"\bthreadIdx\.[xyz]")
+
+
+class Mutant(NamedTuple):
+    """In the texts of a file, `old` (found there once, and `line` is in it) becomes `new`."""
+
+    file: str
+    number: int
+    line: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}: {self.line.strip()}"
+
+
+def mutants(file: str, text: str, pattern: re.Pattern[str], replacement: str) -> Iterator[Mutant]:
+    """One for each place of the pattern outside of comments and of the definitions of macros."""
+    for found in pattern.finditer(text):
+        number = text.count("\n", 0, found.start()) + 1
+        line = text.splitlines()[number - 1]
+        before = line[: found.start() - text.rfind("\n", 0, found.start()) - 1]
+        if "//" in before or line.startswith("#define"):
+            continue
+        start, stop = found.span()
+        while text.count(text[start:stop]) > 1:  # as much of the text around it as tells it from others
+            start, stop = max(start - 10, 0), min(stop + 10, len(text))
+        new = text[start : found.start()] + found.expand(replacement) + text[found.end() : stop]
+        yield Mutant(file, number, line, text[start:stop], new)
+
+
+def barriers(file: str, text: str) -> Iterator[Mutant]:
+    """Each barrier left out."""
+    return mutants(file, text, BARRIER, "")
+
+
+def shifted(file: str, text: str) -> Iterator[Mutant]:
+    """Each thread's number, one too large; where only a remainder of it counts, that of its even neighbour."""
+    yield from mutants(file, text, re.compile(INDEX.pattern + "(?! *[%&] )"), r"(\g<0> + 1)")
+    yield from mutants(file, text, re.compile(INDEX.pattern + "(?= *[%&] )"), r"(\g<0> & ~1u)")
+
+
+class Mutated:
+    """cusim, but for one text."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self._mutant = mutant
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(cusim, name)
+
+    def RawModule(self, *, code: str, **options: Any) -> Any:
+        return cusim.RawModule(code=code.replace(self._mutant.old, self._mutant.new), **options)
+
+
+@contextlib.contextmanager
+def standing_in(library: Any) -> Iterator[Any]:
+    """Let a library take CuPy's place, with nothing left of what another one compiled."""
+    launch.use(library)
+    loops._kinds.clear()
+    try:
+        yield library
+    finally:
+        launch.use(None)
+        loops._kinds.clear()
+
+
+def texts_of(call: SampleCall) -> list[str]:
+    """The texts whose kernels a call launches."""
+    with standing_in(Recorder()) as recorder:
+        call.run(recorder)
+    return list(recorder.texts)
+
+
+def results(call: SampleCall, library: Any, order: int) -> list[np.ndarray]:
+    """What a call gives, with threads and blocks in one of the orders."""
+    cusim.order(order)
+    try:
+        return [y.get() for y in call.run(library) or []]
+    finally:
+        cusim.order(0)
+
+
+def agree(found: list[np.ndarray], right: list[np.ndarray], tolerance: float | None = None) -> bool:
+    """Equal as far as tests of kernels ask for it: within rounding, relative to the largest number."""
+    for a, b in zip(found, right, strict=True):
+        if b.dtype.kind != "f":
+            if not np.array_equal(a, b):
+                return False
+            continue
+        near = tolerance or TOLERANCES[b.dtype.name]
+        size = np.max(np.abs(b), where=np.isfinite(b), initial=0.0)
+        if not np.allclose(a, b, rtol=near, atol=near * size, equal_nan=True):
+            return False
+    return True
+
+
+class Samples:
+    """Sample calls, their texts, and their right results."""
+
+    def __init__(self, calls: Iterable[SampleCall]) -> None:
+        self._calls = [(call, texts_of(call)) for call in calls]
+        self._calls.sort(key=lambda found: sum(x.size for x in found[0].inputs if isinstance(x, np.ndarray)))
+        self._right: dict[int, list[np.ndarray]] = {}
+
+    def touched(self, mutant: Mutant) -> list[SampleCall]:
+        """Calls that see the mutant, small ones first."""
+        return [call for call, texts in self._calls if any(mutant.old in text for text in texts)]
+
+    def right(self, call: SampleCall) -> list[np.ndarray]:
+        """Results without mistakes; the same in all orders."""
+        if id(call) not in self._right:
+            with standing_in(cusim):
+                found = [results(call, cusim, order) for order in ORDERS]
+            for other in found[1:]:
+                for a, b in zip(found[0], other):
+                    assert a.tobytes() == b.tobytes(), f"{call} depends on the order of threads or blocks"
+            self._right[id(call)] = found[0]
+        return self._right[id(call)]
+
+    def notice(self, mutant: Mutant) -> bool:
+        """Whether any call gives wrong results, or none, with the mistake."""
+        calls = self.touched(mutant)
+        for call in calls:
+            self.right(call)
+        child = os.fork()
+        if not child:
+            os._exit(self._is_noticed(mutant, calls))
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status) != UNNOTICED
+
+    def _is_noticed(self, mutant: Mutant, calls: list[SampleCall]) -> int:
+        """In the process of the mutant."""
+        signal.alarm(SECONDS)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        try:
+            with standing_in(Mutated(mutant)) as library:
+                for call in calls:
+                    near = TF32 if call.setting == "tf32" else None
+                    if not all(agree(results(call, library, order), self.right(call), near) for order in ORDERS):
+                        return NOTICED
+        except BaseException:
+            return NOTICED
+        return UNNOTICED
+
+
+NOTICED, UNNOTICED = 0, 77  # exit codes of a mutant's process

@@ -1,0 +1,447 @@
+"""The shim itself: it computes what a GPU computes, and sees the mistakes for which it is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import cusim
+from minidl.kernels.cuda import launch
+
+ERROR = cusim.CUDARuntimeError
+
+
+@pytest.fixture(autouse=True)
+def usual_order():
+    cusim.order(0)
+    yield
+    cusim.order(0)
+
+
+def kernel(text: str, name: str = "k") -> cusim.RawKernel:
+    """A kernel from the text that follows portable.h."""
+    code = launch.text_of("portable.h") + textwrap.dedent(text)
+    return cusim.RawModule(code=code).get_function(name)
+
+
+def run(k: cusim.RawKernel, grid: int, block: int, y: np.ndarray, *inputs, order: int = 0, shared: int = 0):
+    """What the kernel makes of y, its first argument."""
+    cusim.order(order)
+    made = cusim.asarray(y)
+    others = [cusim.asarray(x) if isinstance(x, np.ndarray) else x for x in inputs]
+    k((grid,), (block,), (made, *others), shared_mem=shared)
+    return made.get()
+
+
+# threads, blocks, barriers ----------------------------------------------------------------------------------------
+def test_each_thread_knows_its_place():
+    k = kernel("""
+        extern "C" __global__ void k(i64 *y) {
+          i64 block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+          i64 thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+          i64 i = block * blockDim.x * blockDim.y * blockDim.z + thread;
+          y[i] = i;
+        }""")
+    y = cusim.asarray(np.zeros(2 * 3 * 4 * 5 * 6 * 7, np.int64))
+    k((2, 3, 4), (5, 6, 7), (y,))
+    assert np.array_equal(y.get(), np.arange(y.size))
+
+
+def turned(threads: int, barrier: str, order: int) -> bool:
+    """Whether a block turns 0, 1, ... round by way of shared memory."""
+    k = kernel(f"""
+        extern "C" __global__ void k(i64 *y) {{
+          __shared__ i64 place[{threads}];
+          place[threadIdx.x] = threadIdx.x;
+          {barrier}
+          y[threadIdx.x] = place[{threads - 1} - threadIdx.x];
+        }}""")
+    return np.array_equal(run(k, 1, threads, np.zeros(threads, np.int64), order=order), np.arange(threads)[::-1])
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_missing_barrier_gives_wrong_numbers(order):
+    assert turned(64, "__syncthreads();", order) and not turned(64, "", order)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_missing_barrier_within_a_warp_gives_wrong_numbers(order):
+    assert turned(32, "__syncwarp();", order) and not turned(32, "", order)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("if (threadIdx.x < 7) __syncthreads();", "barrier of line|passed by"),
+        ("if (threadIdx.x < 7)\n__syncthreads();\nelse\n__syncthreads();", "waits at line"),
+        ("if (threadIdx.x == 3) return;\n__syncthreads();", "barrier of line|passed by"),
+        ("for (unsigned i = 0; i < threadIdx.x; i++) __syncthreads();", "barrier of line|passed by"),
+        ("if (threadIdx.x < 7) __syncwarp();", "wait for others that have ended"),
+        ("if (threadIdx.x & 1)\n__syncwarp();\nelse\n__syncthreads();", "wait for others that have ended"),
+        ("if (threadIdx.x & 1)\n__syncwarp();\nelse\ny[0] = __shfl_sync(ALL_LANES, y[0], 0);", "within its warp"),
+    ],
+)
+def test_threads_that_do_not_meet_are_an_error(text, message, order):
+    k = kernel(f'extern "C" __global__ void k(i64 *y) {{\n{text}\n}}')
+    with pytest.raises(ERROR, match=message) as found:
+        run(k, 2, 40, np.zeros(1, np.int64), order=order)
+    assert str(found.value).startswith("k: block (")
+    assert turned(64, "__syncthreads();", order)  # the next launch is none the worse for it
+
+
+def test_loops_may_meet_at_one_barrier_many_times():
+    k = kernel("""
+        extern "C" __global__ void k(double *y, i64 steps) {
+          __shared__ double a[2][96];
+          a[0][threadIdx.x] = threadIdx.x;
+          for (i64 i = 0; i < steps; i++) {
+            __syncthreads();
+            a[(i + 1) & 1][threadIdx.x] = a[i & 1][(threadIdx.x + 1) % 96];
+          }
+          y[threadIdx.x] = a[steps & 1][threadIdx.x];
+        }""")
+    for order in 0, 1, 2:
+        assert np.array_equal(run(k, 1, 96, np.zeros(96), 200, order=order), (np.arange(96) + 200) % 96)
+
+
+def test_orders_of_threads_and_blocks():
+    k = kernel("""
+        extern "C" __global__ void k(i64 *y, i64 *next) {
+          y[blockIdx.x * blockDim.x + threadIdx.x] = next[0]++;
+        }""")
+    ranks = [run(k, 5, 40, np.zeros(200, np.int64), np.zeros(1, np.int64), order=order) for order in (0, 1, 2, 3)]
+    assert np.array_equal(ranks[0], np.arange(200)) and np.array_equal(ranks[1], np.arange(200)[::-1])
+    for rank in ranks[2:]:
+        assert sorted(rank) == list(range(200))
+        blocks, threads = rank.reshape(5, 40).min(1), rank.reshape(5, 40) - rank.reshape(5, 40).min(1, keepdims=True)
+        assert np.any(np.diff(blocks) < 0) and np.any(np.diff(threads) < 0)
+    assert not np.array_equal(ranks[2], ranks[3])
+
+
+# memory of a block --------------------------------------------------------------------------------------------------
+def test_shared_memory_begins_as_nan_in_each_block():
+    k = kernel("""
+        extern "C" __global__ void k(double *y) {
+          __shared__ double a[8];
+          SHARED_MEMORY(bytes);
+          double *b = (double *)bytes;
+          y[2 * blockIdx.x] = a[3];
+          y[2 * blockIdx.x + 1] = b[3];
+          a[3] = b[3] = 1;
+        }""")
+    assert np.all(np.isnan(run(k, 3, 1, np.zeros(6), shared=64)))
+
+
+def test_dynamic_shared_memory():
+    k = kernel("""
+        extern "C" __global__ void k(double *y, i64 n) {
+          SHARED_MEMORY(bytes);
+          double *a = (double *)bytes;
+          for (i64 i = threadIdx.x; i < n; i += blockDim.x) a[i] = i;
+          __syncthreads();
+          for (i64 i = threadIdx.x; i < n; i += blockDim.x) y[i] = a[n - 1 - i];
+        }""")
+    assert np.array_equal(run(k, 1, 64, np.zeros(5000), 5000, shared=40000), np.arange(5000)[::-1])
+    with pytest.raises(ERROR, match="InvalidValue"):
+        run(k, 1, 64, np.zeros(1), 1, shared=49 << 10)
+    k.max_dynamic_shared_size_bytes = 228 << 10
+    run(k, 1, 64, np.zeros(1), 1, shared=227 << 10)
+    with pytest.raises(ERROR, match="InvalidValue"):
+        run(k, 1, 64, np.zeros(1), 1, shared=228 << 10)
+
+
+# words of a warp ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_shuffles(order):
+    k = kernel("""
+        template <class T> DEVICE void all(T *y, T v) {
+          int t = threadIdx.x, n = blockDim.x;
+          y[t] = __shfl_sync(ALL_LANES, v, 5);
+          y[n + t] = __shfl_xor_sync(ALL_LANES, v, 6);
+          y[2 * n + t] = __shfl_down_sync(ALL_LANES, v, 3);
+          y[3 * n + t] = __shfl_up_sync(ALL_LANES, v, 4);
+        }
+        extern "C" __global__ void k(double *y, i64 *z) { all(y, 0.5 * threadIdx.x); all(z, (i64)threadIdx.x); }""")
+    lane = np.arange(64)
+    warp, lane = lane // 32 * 32, lane % 32
+    right = np.array([
+        warp + 5, warp + (lane ^ 6), warp + np.where(lane + 3 < 32, lane + 3, lane),
+        warp + np.where(lane >= 4, lane - 4, lane),
+    ])  # fmt: skip
+    y, z = cusim.empty((4, 64)), cusim.empty((4, 64), np.int64)
+    cusim.order(order)
+    k((1,), (64,), (y, z))
+    assert np.array_equal(y.get(), 0.5 * right) and np.array_equal(z.get(), right)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_ballot(order):
+    k = kernel("""
+        extern "C" __global__ void k(i64 *y) {
+          y[threadIdx.x] = __ballot_sync(ALL_LANES, threadIdx.x % 3 == 0 || threadIdx.x >= 60);
+        }""")
+    bits = [i % 3 == 0 or i >= 60 for i in range(64)]
+    words = [sum(bit << i for i, bit in enumerate(bits[start : start + 32])) for start in (0, 32)]
+    assert list(run(k, 1, 64, np.zeros(64, np.int64), order=order)) == [words[0]] * 32 + [words[1]] * 32
+
+
+def rounded_to_tf32(x: np.ndarray) -> np.ndarray:
+    """The nearest number with 10 bits of mantissa, ties away from zero, by arithmetic instead of bits."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.sign(mantissa) * np.floor(np.abs(mantissa) * 2**11 + 0.5), exponent - 11)
+
+
+def test_rounding_to_tf32(random):
+    k = kernel("""
+        extern "C" __global__ void k(float *y, const float *x) {
+          i64 i = blockIdx.x * blockDim.x + threadIdx.x;
+          y[i] = to_tf32(x[i]);
+        }""")
+    ties = np.float32([1 + 2**-11, -1 - 2**-11, 1 + 3 * 2**-11, 2 - 2**-12, np.inf, -np.inf, np.nan, 0])
+    x = np.concatenate([ties, random.standard_normal(56).astype(np.float32) * 10.0 ** random.integers(-30, 30, 56)])
+    x = x.astype(np.float32)
+    with np.errstate(all="ignore"):
+        right = np.where(np.isfinite(x), rounded_to_tf32(x), x)
+    assert np.array_equal(run(k, 1, 64, np.zeros(64, np.float32), x), right, equal_nan=True)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_matrix_product_of_a_warp(order, random):
+    k = kernel("""
+        extern "C" __global__ void k(float *d, const float *a, const float *b) {
+          int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+          d += 128 * (threadIdx.x >> 5), a += 128 * (threadIdx.x >> 5), b += 64 * (threadIdx.x >> 5);
+          float A[4] = {a[8 * g + t], a[8 * (g + 8) + t], a[8 * g + t + 4], a[8 * (g + 8) + t + 4]};
+          float B[2] = {b[8 * t + g], b[8 * (t + 4) + g]};
+          float *row = d + 8 * g + 2 * t, *low = row + 64;
+          float D[4] = {row[0], row[1], low[0], low[1]};
+          mma_tf32(D, A, B);
+          row[0] = D[0], row[1] = D[1], low[0] = D[2], low[1] = D[3];
+        }""")
+    a, b, d = (random.standard_normal((2, *shape)).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
+    right = d + rounded_to_tf32(a) @ rounded_to_tf32(b)
+    found = run(k, 1, 64, d, a, b, order=order)
+    assert np.allclose(found, right, rtol=0, atol=1e-5)
+    assert np.abs(found - (d + a.astype(float) @ b)).max() > 1e-4  # it did round
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_atomics(order):
+    k = kernel("""
+        extern "C" __global__ void k(i64 *y, double *sum) {
+          i64 i = blockIdx.x * blockDim.x + threadIdx.x;
+          atomicAdd(y, i);
+          atomicMax(y + 1, i);
+          atomicMin(y + 2, -i);
+          y[4 + i] = atomicAdd(y + 3, 1);
+          atomicAdd(sum, 0.5);
+        }""")
+    y, total = cusim.asarray(np.zeros(204, np.int64)), cusim.asarray(np.zeros(1))
+    cusim.order(order)
+    k((4,), (50,), (y, total))
+    y = y.get()
+    assert list(y[:4]) == [199 * 100, 199, -199, 200] and sorted(y[4:]) == list(range(200)) and total.get()[0] == 100
+
+
+# launches -----------------------------------------------------------------------------------------------------------
+PLAIN = """
+    #define BOUND (64 + 32)
+    extern "C" __global__ void __launch_bounds__(BOUND) k(float *y, const double *x, i64 n, double a, const bool *b) {}
+    extern "C" __global__ void other(i64 *y, unsigned char *bytes, const float4 *four) {}"""
+
+
+def arguments(**other):
+    found = dict(y=cusim.empty(4, "float32"), x=cusim.empty(4), n=3, a=0.5, b=cusim.empty(4, bool)) | other
+    return tuple(found.values())
+
+
+@pytest.mark.parametrize(
+    ("grid", "block"),
+    [((0,), (1,)), ((1,), (0,)), ((1,), (97,)), ((1,), (12, 9)), ((1, 1 << 16), (1,)), ((1, 1, 1 << 16), (1,)),
+     ((1 << 31,), (1,))],
+)  # fmt: skip
+def test_grids_and_blocks_that_a_gpu_refuses(grid, block):
+    k = kernel(PLAIN)
+    k((1,), (96,), arguments())
+    with pytest.raises(ERROR, match="InvalidConfiguration"):
+        k(grid, block, arguments())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(n=True), dict(n=np.int32(3)), dict(n=np.bool_(True)), dict(n=3.0), dict(a=1), dict(a=np.float32(1)),
+     dict(y=cusim.empty(4)), dict(x=cusim.empty(4, "float32")), dict(b=cusim.empty(4, np.int64)), dict(y=3),
+     dict(n=cusim.empty(4, np.int64)), dict(y=None), dict(y=np.zeros(4, "float32")), dict(more=1)],
+    ids=str,
+)  # fmt: skip
+def test_arguments_that_a_gpu_would_misread(wrong):
+    with pytest.raises(TypeError):
+        kernel(PLAIN)((1,), (1,), arguments(**wrong))
+
+
+def test_arguments_that_fit():
+    kernel(PLAIN)((1,), (1,), arguments(n=np.int64(3), a=np.float64(1)))
+    kernel(PLAIN)((1,), (1,), arguments(x=cusim.empty(4).data.ptr))
+    for dtype in (np.int64, np.uint64):
+        kernel(PLAIN, "other")((1,), (1024,), (cusim.empty(1, dtype), cusim.empty(1), cusim.empty(4, "float32")))
+    with pytest.raises(cusim.CUDADriverError, match="missing"):
+        kernel(PLAIN, "missing")
+
+
+def test_a_text_that_is_no_cuda():
+    with pytest.raises(RuntimeError, match="does not compile"):
+        kernel('extern "C" __global__ void k() { nonsense; }')
+
+
+def test_launches_are_counted():
+    before = cusim.RawModule.launches.get("other", 0)
+    kernel(PLAIN, "other")((1,), (1,), (cusim.empty(1, np.int64), cusim.empty(1), cusim.empty(1)))
+    assert cusim.RawModule.launches["other"] == before + 1
+
+
+# arrays -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "act",
+    [np.asarray, np.array, np.sum, lambda x: np.zeros(3) + x, lambda x: x + np.zeros(3), lambda x: x + 1,
+     lambda x: np.add(x, x), float, bool, hash, lambda x: x[x], lambda x: x[[0, 1]], lambda x: x[np.int64(1)]],
+)  # fmt: skip
+def test_numpy_gets_no_numbers_by_accident(act):
+    x = cusim.asarray(np.zeros(3))
+    if act is bool:  # as for any object with a length
+        return
+    with pytest.raises((TypeError, ValueError)):
+        act(x)
+
+
+def test_there_and_back(random):
+    for x in (random.standard_normal((3, 4)), random.standard_normal((3, 4)).T, random.standard_normal((3, 4))[:, ::2]):
+        on_device = cusim.asarray(x)
+        assert np.array_equal(on_device.get(), x) and on_device.shape == x.shape
+        assert x.flags.forc is False or on_device.strides == x.strides
+        before = x.copy()
+        x[...] = 0
+        assert np.array_equal(cusim.asnumpy(on_device), before)
+    on_device.set(np.ones_like(x))
+    assert on_device[1, 0].shape == () and on_device[1:, None].shape == (2, 1, 2) and len(on_device) == 3
+    assert cusim.asarray(on_device) is on_device and cusim.asarray(on_device, "float32").dtype == np.float32
+    shared = cusim.lib.stride_tricks.as_strided(on_device, (2, 2), (0, 8))
+    assert shared.data.ptr == on_device.data.ptr and np.array_equal(shared.get(), np.ones((2, 2)))
+    with pytest.raises(ValueError):
+        on_device.set(np.ones(3))
+
+
+def test_new_memory_is_nan():
+    assert np.all(np.isnan(cusim.empty((2, 3), "float32").get()))
+    assert np.all(cusim.empty(5, np.int64).get() == -1)
+
+
+def test_memory_that_runs_out():
+    with cusim.limit_memory(100):
+        cusim.empty(12)
+        with pytest.raises(cusim.cuda.memory.OutOfMemoryError):
+            cusim.empty(13)
+        cusim.get_default_memory_pool().free_all_blocks()
+        with pytest.raises(cusim.cuda.memory.OutOfMemoryError):
+            cusim.empty(13)
+    with cusim.limit_memory(100, after_freeing=200):
+        with pytest.raises(MemoryError):
+            cusim.empty(25)
+        cusim.get_default_memory_pool().free_all_blocks()
+        cusim.empty(25)
+    cusim.empty(1000)
+
+
+# CuPy ---------------------------------------------------------------------------------------------------------------
+NAMES = [
+    "ndarray", "empty", "asarray", "asnumpy", "RawModule", "RawKernel", "get_default_memory_pool",
+    "lib.stride_tricks.as_strided", "linalg.solve", "linalg.lstsq", "cuda.is_available", "cuda.Device", "cuda.Stream",
+    "cuda.Event", "cuda.get_elapsed_time",
+    "cuda.get_current_stream", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",
+    "cuda.runtime.getDeviceCount", "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion",
+    "cuda.runtime.memGetInfo",
+]  # fmt: skip
+
+
+def found_at(library, name):
+    for part in name.split("."):
+        library = getattr(library, part)
+    return library
+
+
+def public_names(thing) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_") or name in ("__call__", "__cuda_array_interface__")}
+
+
+def parameters(function) -> set[str]:
+    """Names of parameters. CuPy's compiled functions have them in the first lines of their docstrings."""
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set(re.findall(r"\w+", function.__doc__[:400]))
+
+
+def test_the_list_of_names_is_whole():
+    """What stands in the shim for CuPy is what is compared with CuPy."""
+    known = {name.split(".")[0] for name in NAMES}
+    own = {"POISON", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer", "limit_memory",
+           "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError"}  # fmt: skip
+    there = {name for name, x in vars(cusim).items() if not name.startswith("_") and not inspect.ismodule(x)}
+    elsewhere = {name for name in there if getattr(vars(cusim)[name], "__module__", "cusim") != "cusim"}
+    there -= elsewhere - known
+    assert there - own == known
+    for room in ("cuda", "cuda.memory", "cuda.runtime", "lib", "lib.stride_tricks", "linalg"):
+        for name in vars(found_at(cusim, room)):
+            assert any(known.startswith(f"{room}.{name}") for known in NAMES), f"{room}.{name}"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+class TestAgainstCuPy:
+    """Whatever minidl asks of the shim, CuPy has, with the same parameters. Works without a GPU."""
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_name(self, name):
+        import cupy
+
+        ours, theirs = found_at(cusim, name), found_at(cupy, name)
+        if inspect.isfunction(ours) and ours.__name__ != "<lambda>":
+            assert parameters(ours) <= parameters(theirs)
+
+    @pytest.mark.parametrize("name", ["ndarray", "RawKernel", "RawModule", "cuda.Device", "cuda.Stream", "cuda.Event"])
+    def test_attributes(self, name):
+        import cupy
+
+        own = {"RawModule": {"launches"}, "RawKernel": set(), "cuda.Stream": {"ptr"}, "cuda.Device": {"id"}}
+        ours, theirs = found_at(cusim, name), found_at(cupy, name)
+        missing = public_names(ours) - public_names(theirs) - own.get(name, set())
+        assert not missing
+
+    def test_a_module_and_a_launch_take_these_words(self):
+        import cupy
+
+        assert {"code", "options", "backend"} <= parameters(cupy.RawModule)
+        assert {"grid", "block", "args", "shared_mem"} <= parameters(cupy.RawKernel.__call__)
+        assert hasattr(cupy.RawKernel.max_dynamic_shared_size_bytes, "__set__")
+        cupy.RawModule(code="", options=launch.OPTIONS, backend="nvrtc")  # compiles nothing yet
+
+    def test_errors_are_of_the_same_families(self):
+        import cupy
+
+        for name in ("cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError"):
+            ours, theirs = found_at(cusim, name), found_at(cupy, name)
+            assert issubclass(theirs, (MemoryError, RuntimeError)) and issubclass(ours, theirs.__mro__[1])
+
+
+def test_the_shim_asks_for_no_gpu_and_no_cupy():
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, cusim; print('cupy' in sys.modules)"],
+        capture_output=True, text=True, cwd=cusim.HERE.parent,
+    )  # fmt: skip
+    assert found.stdout.strip() == "False"

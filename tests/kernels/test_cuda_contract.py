@@ -1,0 +1,372 @@
+"""CUDA contractions: every sum of products an op declares, against plain sums in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from minidl.core.contraction import Contraction, index
+from minidl.core.spec import Spec
+from minidl.core.vocabulary import OPS
+from minidl.kernels.cuda import contract as module
+from minidl.kernels.cuda.contract import Change, Read, Slots
+
+FAMILY = ["conv", "conv_input_grad", "conv_weight_grad"]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+
+# x, w, stride, dilation, padding
+GEOMETRIES = {
+    "digits 1": ((2, 28, 28, 1), (1, 5, 5, 1, 16), (1, 1), (1, 1), ((2, 2), (2, 2))),
+    "digits skip": ((2, 28, 28, 16), (1, 1, 1, 16, 32), (2, 2), (1, 1), ((0, 0), (0, 0))),
+    "digits 2": ((2, 28, 28, 16), (1, 3, 3, 16, 32), (2, 2), (1, 1), ((0, 1), (0, 1))),
+    "digits 3": ((2, 14, 14, 32), (1, 3, 3, 32, 32), (1, 1), (1, 1), ((1, 1), (1, 1))),
+    "1-D": ((3, 19, 3), (1, 4, 3, 5), (3,), (2,), ((2, 0),)),
+    "3-D": ((2, 5, 6, 7, 3), (1, 2, 3, 2, 3, 4), (2, 1, 3), (1, 2, 1), ((1, 0), (2, 1), (0, 3))),
+    "prime sizes": ((2, 11, 13, 17), (1, 3, 2, 17, 37), (1, 1), (1, 1), ((1, 0), (0, 1))),
+    "groups": ((2, 8, 9, 12), (3, 3, 3, 4, 6), (1, 2), (2, 1), ((2, 2), (1, 1))),
+    "channel-wise": ((2, 9, 11, 19), (19, 3, 3, 1, 1), (1, 1), (1, 1), ((1, 1), (1, 1))),
+    "channel-wise, strided": ((2, 9, 11, 37), (37, 3, 2, 1, 1), (2, 3), (2, 1), ((2, 1), (0, 4))),
+    "stride beyond the kernel": ((2, 11, 12, 3), (1, 2, 1, 3, 4), (3, 5), (1, 1), ((0, 0), (0, 0))),
+    "dilation and stride share a factor": ((2, 13, 12, 2), (1, 3, 4, 2, 3), (4, 2), (2, 2), ((3, 3), (1, 2))),
+    "kernel beyond the input": ((1, 3, 2, 2), (1, 5, 7, 2, 3), (1, 1), (1, 1), ((2, 2), (4, 3))),
+    "padding beyond the kernel": ((2, 4, 3, 3), (1, 2, 2, 3, 2), (1, 1), (1, 1), ((5, 4), (0, 6))),
+    "input cut off": ((2, 9, 8, 2), (1, 3, 3, 2, 4), (2, 2), (1, 1), ((-2, -1), (0, -2))),
+    "no image": ((0, 5, 5, 2), (1, 3, 3, 2, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
+    "no channels": ((2, 5, 5, 0), (1, 3, 3, 0, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
+}
+
+# a, b
+PRODUCTS = {
+    "small": ((5, 7), (7, 3)),
+    "whole tiles": ((128, 64), (64, 128)),
+    "left over": ((131, 67), (67, 101)),
+    "one column": ((203, 309), (309, 1)),
+    "one row": ((1, 310), (310, 205)),
+    "one number": ((1, 2000), (2000, 1)),
+    "long sum": ((17, 5003), (5003, 19)),
+    "outer": ((37, 1), (1, 41)),
+    "pages": ((3, 2, 33, 20), (3, 2, 20, 18)),
+    "many small pages": ((300, 2, 3), (300, 3, 2)),
+    "no terms": ((4, 0), (0, 5)),
+    "no rows": ((0, 4), (4, 5)),
+    "no columns": ((3, 4), (4, 0)),
+}
+
+
+def places(subscripts, sizes):
+    """Positions along each dimension, for all indices of a nest."""
+    grid = np.indices(sizes)
+    return [s.start + sum((factor * grid[i] for i, factor in s.factors), np.zeros(sizes, np.int64)) for s in subscripts]
+
+
+def numbers(x, subscripts, sizes):
+    """x at the places of a nest, 0 beyond its bounds."""
+    at = places(subscripts, sizes)
+    inside = np.logical_and.reduce([(p >= 0) & (p < n) for p, n in zip(at, x.shape)] + [np.full(sizes, True)])
+    if not x.size:
+        return np.zeros(sizes)
+    return np.where(inside, x[tuple(np.clip(p, 0, n - 1) for p, n in zip(at, x.shape))], 0)
+
+
+def plain(shape, a, b, nests):
+    """The sums, in double precision, one product at a time."""
+    y = np.zeros(shape)
+    for nest in nests:
+        kept = {i for s in nest.y for i, _ in s.factors}
+        summed = tuple(i for i in range(len(nest.sizes)) if i not in kept)
+        total = (numbers(a, nest.a, nest.sizes) * numbers(b, nest.b, nest.sizes)).sum(summed, keepdims=True)
+        at = places(nest.y, [1 if i in summed else n for i, n in enumerate(nest.sizes)])
+        y[tuple(at)] = total
+    return y
+
+
+def close(found, expected, tolerance):
+    scale = np.abs(expected).max(initial=0) or 1.0
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
+
+
+class Problem:
+    """One call of an op: inputs, nests, and the result in double precision."""
+
+    def __init__(self, op, inputs, params, dtype):
+        self.inputs = [np.asarray(x, dtype) for x in inputs]
+        specs = [Spec(x.shape, x.dtype) for x in self.inputs]
+        self.dtype = np.dtype(dtype)
+        self.shape = OPS[op].infer_rule(*specs, **params).shape
+        self.nests = OPS[op].contraction_rule(*specs, **params)
+
+    def expected(self, change=lambda x: x):
+        a, b = (x.astype(np.float64) for x in self.inputs)
+        return plain(self.shape, change(a), change(b), self.nests)
+
+    def run(self, device, **options):
+        """The result on the device, in the order that was asked for, everything else poisoned."""
+        precision, slots = options.get("precision", "float32"), options.get("slots", module.NONE)
+        made = module.contract_scratch(self.nests, dtype=self.dtype, precision=precision, slots=slots)
+        scratch = tuple(device.empty(*each) for each in made)
+        y = device.empty(self.shape, self.dtype)
+        a, b = map(device.array, self.inputs)
+        module.contract_all(y, a, b, self.nests, scratch=scratch, **options)
+        return y.get()
+
+
+def convolution(op, name, dtype, random):
+    x_shape, w_shape, stride, dilation, padding = GEOMETRIES[name]
+    params = {"stride": stride, "dilation": dilation, "padding": padding}
+    x, w = random.normal(size=x_shape), random.normal(size=w_shape)
+    out = OPS["conv"].infer_rule(Spec(x_shape), Spec(w_shape), **params).shape
+    g = random.normal(size=out)
+    if op == "conv":
+        return Problem(op, (x, w), params, dtype)
+    if op == "conv_input_grad":
+        return Problem(op, (g, w), {"size": x_shape[1:-1], **params}, dtype)
+    return Problem(op, (g, x), {"size": w_shape[:-2], **params}, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("op", [*FAMILY, "matmul"])
+def test_samples(op, dtype, device, random):
+    for inputs, params in OPS[op].samples(random):
+        problem = Problem(op, inputs, params, dtype)
+        close(problem.run(device), problem.expected(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("op", FAMILY)
+def test_convolutions(op, name, dtype, device, random):
+    problem = convolution(op, name, dtype, random)
+    expected = problem.expected()
+    found = []
+    for seed in device.orders():
+        device.set_order(seed)
+        found.append(problem.run(device))
+        close(found[-1], expected, TOLERANCE[dtype])
+    assert all(np.array_equal(x, found[0]) for x in found)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products(name, dtype, device, random):
+    a, b = (random.normal(size=shape) for shape in PRODUCTS[name])
+    for seed in device.orders():
+        device.set_order(seed)
+        close(Problem("matmul", (a, b), {}, dtype).run(device), a @ b, TOLERANCE[dtype])
+
+
+# how arrays lie --------------------------------------------------------------------------------------------------------
+def laid(device, x, order, step, offset):
+    """x on the device with its dimensions in another order of memory, gaps between elements, and a start of its own."""
+    moved = np.transpose(x, order)
+    room = device.empty((offset + moved.size * step + 8,), x.dtype)
+    dense = device.array(np.ascontiguousarray(moved))
+    strides = [s * step for s in dense.strides]
+    view = device.library.lib.stride_tricks.as_strided(room[offset:], moved.shape, strides)
+    back = view.transpose(*np.argsort(order))
+    return room, back
+
+
+def put(device, x, **how):
+    """A copy of x on the device that lies as told."""
+    room, view = laid(device, x, **how)
+    if device.name == "gpu":
+        view[...] = device.array(x)
+    else:
+        view.set(x)
+    return room, view
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("step, offset", [(1, 0), (1, 1), (1, 2), (3, 0), (4, 4)])
+def test_layouts(dtype, step, offset, device, random):
+    """Any strides of results and operands: transposed, with gaps, at odd addresses; what lies between is left alone."""
+    for op, order in [("conv", (0, 3, 1, 2)), ("conv", (3, 2, 1, 0)), ("conv_input_grad", (0, 3, 2, 1)), ("conv", (0, 1, 2, 3))]:
+        problem = convolution(op, "prime sizes", dtype, random)
+        _, a = put(device, problem.inputs[0], order=order, step=step, offset=offset)
+        _, b = put(device, problem.inputs[1], order=(4, 2, 1, 0, 3), step=step, offset=offset)
+        room, y = laid(device, np.empty(problem.shape, dtype), order, step, offset)
+        made = module.contract_scratch(problem.nests, dtype=dtype)
+        module.contract_all(y, a, b, problem.nests, scratch=tuple(device.empty(*each) for each in made))
+        close(y.get(), problem.expected(), TOLERANCE[dtype])
+        assert np.isfinite(room.get()).sum() == y.size
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_transposed_products(precision, device, random):
+    a, b = random.normal(size=(70, 36)).astype("float32"), random.normal(size=(36, 52)).astype("float32")
+    for turn_a in (False, True):
+        for turn_b in (False, True):
+            for turn_y in (False, True):
+                left = device.array(np.ascontiguousarray(a.T)).transpose(1, 0) if turn_a else device.array(a)
+                right = device.array(np.ascontiguousarray(b.T)).transpose(1, 0) if turn_b else device.array(b)
+                y = device.empty((52, 70), "float32").transpose(1, 0) if turn_y else device.empty((70, 52), "float32")
+                nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec(b.shape))
+                made = module.contract_scratch(nests, dtype="float32", precision=precision)
+                scratch = tuple(device.empty(*each) for each in made)
+                module.contract(y, left, right, nests[0], precision=precision, scratch=scratch)
+                close(y.get(), a.astype("float64") @ b, 1e-5 if precision == "float32" else 2e-3)
+
+
+def test_pages_that_are_one(device, random):
+    """Pages expanded from one have stride 0: they become columns of one product."""
+    a, b = random.normal(size=(3, 20, 30)), random.normal(size=(30, 17))
+    pages = device.library.lib.stride_tricks.as_strided(device.array(b), (3, 30, 17), (0, *b.strides))
+    y = device.empty((3, 20, 17), "float64")
+    nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec((3, 30, 17)))
+    made = module.contract_scratch(nests, dtype="float64")
+    module.contract_all(y, device.array(a), pages, nests, scratch=tuple(device.empty(*each) for each in made))
+    close(y.get(), a @ b, 1e-12)
+
+
+def test_elements_left_out_are_zero(device, random):
+    """A nest that makes every third column only."""
+    a, b = random.normal(size=(9, 5)), random.normal(size=(5, 4))
+    nest = Contraction((9, 4, 5), (index(0), index(1, 3, start=1)), (index(0), index(2)), (index(2), index(1)))
+    y = device.empty((9, 12), "float64")
+    module.contract(y, device.array(a), device.array(b), nest)
+    expected = np.zeros((9, 12))
+    expected[:, 1::3] = a @ b
+    close(y.get(), expected, 1e-12)
+    with pytest.raises(ValueError, match="leave out"):
+        module.contract(y, device.array(a), device.array(b), nest, slots=Slots(y=Change("x + 1")))
+
+
+# precision, slices -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["digits 1", "digits 2", "digits 3", "prime sizes", "groups", "no image", "3-D"])
+@pytest.mark.parametrize("op", FAMILY)
+def test_tensor_cores(op, name, device, random):
+    """Products of rounded numbers: near the exact result, and nearer still to that of rounded operands."""
+    problem = convolution(op, name, "float32", random)
+    for seed in device.orders():
+        device.set_order(seed)
+        found = problem.run(device, precision="tf32")
+        close(found, problem.expected(), 2e-3)
+    close(found, problem.expected(to_tf32), 1e-5)
+
+
+def to_tf32(x):
+    bits = x.astype("float32").view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view("float32").astype(np.float64)
+
+
+def test_tensor_cores_need_a_device_that_has_them(device, random, monkeypatch):
+    problem = convolution("conv", "digits 3", "float32", random)
+    monkeypatch.setattr(module, "_capability", lambda library: 75)
+    close(problem.run(device, precision="tf32"), problem.expected(), 1e-5)
+    with pytest.raises(ValueError, match="bfloat16"):
+        problem.run(device, precision="bfloat16")
+
+
+def test_doubles_are_not_rounded(device, random):
+    problem = convolution("conv", "digits 3", "float64", random)
+    close(problem.run(device, precision="tf32"), problem.expected(), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_slices(dtype, device, random):
+    """Long sums are cut into slices whose sums are added in order; how many, the shapes alone decide."""
+    problem = convolution("conv_weight_grad", "digits 2", dtype, random)
+    ((slices, elements), kind), = module.contract_scratch(problem.nests, dtype=dtype)
+    assert slices > 4 and elements == math.prod(problem.shape) and kind == dtype
+    found = []
+    for seed in device.orders():
+        device.set_order(seed)
+        found.append(problem.run(device))
+    assert all(np.array_equal(x, found[0]) for x in found)
+    assert module.contract_scratch(problem.nests, dtype=dtype, slots=Slots(statistics=True)) == ()
+
+
+def test_every_tile(device, random, monkeypatch):
+    """Each shape of tile, with rows, columns and terms left over."""
+    a, b = random.normal(size=(150, 45)), random.normal(size=(45, 140))
+    nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec(b.shape))
+    monkeypatch.setattr(module, "_slices", lambda *rest: 1)
+    for itemsize, is_tensor, tolerance in [(4, False, 1e-5), (8, False, 1e-12), (4, True, 2e-3)]:
+        for tile in module._tiles(itemsize, is_tensor):
+            monkeypatch.setattr(module, "best_tile", lambda *rest, tile=tile: (tile, 1, 0.0))
+            x, w = (device.array(v.astype(f"float{8 * itemsize}")) for v in (a, b))
+            y = device.empty((150, 140), x.dtype)
+            layouts = map(module.layout_of, (y, x, w))
+            module.Plan(tuple(nests), *layouts, x.dtype.name, is_tensor, module.NONE).run(y, x, w)
+            close(y.get(), a @ b, tolerance)
+
+
+# slots -----------------------------------------------------------------------------------------------------------------
+PREAMBLE = "DEVICE T positive(T x) { return x > 0 ? x : (T)0; }"
+ALONG_LAST = (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("name", ["digits 1", "digits 2", "prime sizes", "groups", "channel-wise"])
+def test_load_and_store(name, precision, device, random):
+    """Normalise and cut off the input on load, scale the weights, add a bias and apply a mask: zeros around stay zeros."""
+    problem = convolution("conv", name, "float32", random)
+    x, w = (v.astype("float64") for v in problem.inputs)
+    channels, filters = x.shape[-1], problem.shape[-1]
+    scale, shift, bias = random.normal(size=channels), 3 + random.normal(size=channels), random.normal(size=filters)
+    factor, mask = random.normal(size=()), random.normal(size=problem.shape) > 0
+    along_mask = tuple([s // mask.itemsize for s in mask.strides])
+    slots = Slots(
+        a=Change("positive(x * scale + shift)", (Read("scale", 0, ALONG_LAST), Read("shift", 1, ALONG_LAST))),
+        b=Change("x * factor", (Read("factor", 2, (0,) * 5),)),
+        y=Change("keeps ? x + bias : (T)0", (Read("bias", 3, ALONG_LAST), Read("keeps", 4, along_mask))),
+        types=("float32", "float32", "float64", "float32", "bool"), preamble=PREAMBLE,
+    )  # fmt: skip
+    extras = (*(v.astype("float32") for v in (scale, shift)), factor, bias.astype("float32"), mask)
+    found = problem.run(
+        device, precision=precision, slots=slots, extras=tuple(device.array(np.asarray(v)) for v in extras)
+    )
+    y = plain(problem.shape, np.maximum(x * scale + shift, 0), w * factor, problem.nests)
+    close(found, np.where(mask, y + bias, 0), 1e-5 if precision == "float32" else 2e-3)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("op", ["conv_input_grad", "conv_weight_grad"])
+@pytest.mark.parametrize("name", ["digits skip", "digits 2", "groups", "stride beyond the kernel"])
+def test_slots_of_parts_and_slices(name, op, dtype, device, random):
+    """Several parts, and sums in slices: each element is still changed once."""
+    problem = convolution(op, name, dtype, random)
+    a, b = (v.astype("float64") for v in problem.inputs)
+    gate, extra = random.normal(size=a.shape), random.normal(size=problem.shape)
+    strides = [tuple([s // 8 for s in v.strides]) for v in (gate, extra)]
+    slots = Slots(
+        a=Change("gate > 0 ? x : (T)0", (Read("gate", 0, strides[0]),)),
+        y=Change("positive(x) + extra", (Read("extra", 1, strides[1]),)),
+        types=(dtype, dtype), preamble=PREAMBLE,
+    )  # fmt: skip
+    found = problem.run(device, slots=slots, extras=tuple(device.array(v.astype(dtype)) for v in (gate, extra)))
+    y = plain(problem.shape, np.where(gate > 0, a, 0), b, problem.nests)
+    close(found, np.maximum(y, 0) + extra, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")])
+@pytest.mark.parametrize("name", ["digits 1", "digits 2", "digits 3", "prime sizes", "groups", "1-D", "no channels"])
+def test_statistics(name, dtype, precision, device, random):
+    """Mean and variance per channel of what is stored, for data far from zero."""
+    problem = convolution("conv", name, dtype, random)
+    bias = 100 + random.normal(size=problem.shape[-1])
+    along = (0,) * (len(problem.shape) - 1) + (1,)
+    slots = Slots(y=Change("x + bias", (Read("bias", 0, along),)), types=(dtype,), statistics=True)
+    about = module.statistics_of(problem.nests[0], dtype=dtype, precision=precision)
+    found = []
+    for seed in device.orders():
+        device.set_order(seed)
+        parts = device.empty(about.shape, dtype)
+        extras = (device.array(bias.astype(dtype)),)
+        y = problem.run(device, precision=precision, slots=slots, extras=extras, statistics=parts)
+        mean, var = (device.empty((about.shape[2],), dtype) for _ in range(2))
+        module.merge_statistics(mean, var, parts, rows=about.rows, count=about.count)
+        found.append((mean.get(), var.get()))
+        rows = y.reshape(-1, y.shape[-1]).astype("float64")
+        assert about.shape[2] == rows.shape[1] and about.count == len(rows)
+        close(found[-1][0], rows.mean(0), TOLERANCE[dtype])
+        np.testing.assert_allclose(found[-1][1], rows.var(0), rtol=100 * TOLERANCE[dtype], atol=100 * TOLERANCE[dtype])
+    assert all(np.array_equal(x, found[0]) for x in found)
+
+
+def test_statistics_are_those_of_one_nest(device, random):
+    problem = convolution("conv_input_grad", "digits 2", "float32", random)
+    with pytest.raises(ValueError, match="one nest"):
+        problem.run(device, slots=Slots(statistics=True))
