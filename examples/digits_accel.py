@@ -20,10 +20,12 @@ import numpy as np
 
 from minidl import (
     DataError,
+    DeviceError,
     OptionError,
     adamupdate,
     arrayDatastore,
     batchnorm,
+    canUseGPU,
     categories,
     clearCache,
     combine,
@@ -35,8 +37,11 @@ from minidl import (
     dlconv,
     dlfeval,
     dlgradient,
+    dlupdate,
     extractdata,
     fullyconnect,
+    gather,
+    gpuArray,
     hasdata,
     initializeGlorot,
     initializeOnes,
@@ -246,7 +251,7 @@ def modelPredictions(modelFcn, parameters, state, mbq, classes):
         dlYPred1, dlYPred2, _ = modelFcn(parameters, dlXTest, doTraining, state)
 
         YPred1 = onehotdecode(dlYPred1, classes, 0)
-        YPred2 = extractdata(dlYPred2).T
+        YPred2 = gather(extractdata(dlYPred2)).T
 
         predictions1.append(YPred1)
         predictions2.append(YPred2)
@@ -325,6 +330,8 @@ class Progress:
     def close(self):
         """End of training: (losses, seconds)."""
         self.bar.close()
+        if self.losses:
+            gather(self.losses[-1])  # a GPU may still be at work
         seconds = time.perf_counter() - self.start
         if self.curve is not None and self.losses:
             self.draw()
@@ -457,7 +464,7 @@ def arguments(argv=None):
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32, help="mini-batch size")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "gpu"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--plots", choices=["none", "training-progress"], default="none")
     parser.add_argument("--whole-step", action="store_true", help="accelerate the solver's update too")
     options = parser.parse_args(argv)
@@ -496,8 +503,10 @@ def main(argv=None):
     dsAnglesTest = arrayDatastore(anglesTest)
     dsTest = combine(dsImagesTest, dsLabelsTest, dsAnglesTest)
 
-    # Create the model, and a copy of it for the accelerated training.
+    # Create the model, where it will be trained, and a copy of it for the accelerated training.
     parametersBaseline, stateBaseline = modelParameters(numClasses, numResponses)
+    if options.device == "gpu" or (options.device == "auto" and canUseGPU()):
+        parametersBaseline, stateBaseline = dlupdate(gpuArray, parametersBaseline), dlupdate(gpuArray, stateBaseline)
     parametersAccelerated, stateAccelerated = parametersBaseline.copy(), stateBaseline.copy()
 
     mbq = minibatchqueue(
@@ -603,5 +612,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print("Stopped.")
-    except (DataError, OptionError) as error:  # --data or --device asked for what is not there
+    except (DataError, DeviceError, OptionError) as error:  # --data or --device asked for what is not there
         sys.exit(str(error))

@@ -29,8 +29,10 @@ from minidl.core.errors import (
     TraceError,
     TraceWarning,
 )
+from minidl.core.op import KERNEL, MAP, op
 from minidl.core.precision import Precision
 from minidl.core.random import rng
+from minidl.core.spec import Spec
 from minidl.core.struct import FieldError, struct
 from minidl.data import *  # noqa: F403
 from minidl.ops import *  # noqa: F403
@@ -40,9 +42,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "DeviceError",
-    "DeviceMemoryError", "EmptyDataError", "FieldError", "LabelError", "MinidlError", "NonFiniteWarning", "OptionError",
-    "Precision", "RetraceWarning", "ShapeError", "SubscriptError", "TraceError", "TraceWarning",
-    "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "rng", "struct",
+    "DeviceMemoryError", "EmptyDataError", "FieldError", "KERNEL", "LabelError", "MAP", "MinidlError",
+    "NonFiniteWarning", "OptionError", "Precision", "RetraceWarning", "ShapeError", "Spec", "SubscriptError",
+    "TraceError", "TraceWarning",
+    "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "op", "rng", "struct",
 ]  # fmt: skip
 __all__ += data.__all__
 __all__ += ops.__all__

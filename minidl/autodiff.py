@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minidl.core.custom import check_gradients
 from minidl.core.dlarray import DLArray
 from minidl.core.errors import DTypeError, TraceError
 from minidl.core.labels import describe
@@ -152,12 +153,16 @@ def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) ->
     y: Any = outputs[0] if len(outputs) == 1 else outputs
     if op.vjp_rules is not None:
         rules = op.vjp_rules
-        return [
+        found = [
             rule(g, y, *inputs, **call.params) if want and (rule := rules[min(i, len(rules) - 1)]) else None
             for i, want in enumerate(needed)
         ]
-    found = op.vjp_rule(g, y, *inputs, **call.params)
-    return found if isinstance(found, (tuple, list)) else (found,)
+    else:
+        found = op.vjp_rule(g, y, *inputs, **call.params)
+        found = found if isinstance(found, (tuple, list)) else (found,)
+    if op.is_users:
+        check_gradients(op, inputs, found)
+    return found
 
 
 def _through_body(
@@ -165,7 +170,8 @@ def _through_body(
 ) -> list[DLArray | None]:
     op = call.op
     if op.body is None:
-        raise TraceError(f"dlgradient: {op.name} has no derivative. Use another function between x and y.")
+        remedy = f"Give it one: @{op.name}.vjp." if op.is_users else "Use another function between x and y."
+        raise TraceError(f"dlgradient: {op.name} has no derivative. {remedy}")
     tape = Tape()
     seen: set[int] = set()
     for i, (value, want) in enumerate(zip(call.inputs, needed)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import cusim
 import hypothesis
@@ -110,12 +112,32 @@ def use(library) -> None:
     backends.gpu().forget()
 
 
-@pytest.fixture(params=["shim", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request):
-    """A place to run CUDA kernels; with `pytest -m gpu` it is a real GPU."""
-    found = Device(request.param)
+@contextlib.contextmanager
+def in_use(name: str) -> Iterator[Device]:
+    """minidl computes there what is to be computed on a GPU."""
+    found = Device(name)
     use(found.library)
     found.set_order(0)
     yield found
     found.set_order(0)
     use(None)
+
+
+ON_GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["shim", ON_GPU])
+def device(request):
+    """A place to run CUDA kernels; with `pytest -m gpu` it is a real GPU."""
+    with in_use(request.param) as found:
+        yield found
+
+
+@pytest.fixture(params=["cpu", "shim", ON_GPU])
+def place(request):
+    """Where data are put: a function from NumPy arrays to arrays there. The same test for every backend."""
+    if request.param == "cpu":
+        yield lambda x: x
+        return
+    with in_use(request.param) as found:
+        yield found.array

@@ -27,6 +27,7 @@ from minidl.accelerate import dlaccelerate
 from minidl.autodiff import dlfeval, dlgradient
 from minidl.backends import reference, use_backend
 from minidl.core.apply import abstract, constant
+from minidl.core.device import device_of, host
 from minidl.core.dlarray import DLArray, dlarray
 from minidl.core.op import KERNEL, MAP, OPS, REDUCE, VIEW, Op
 from minidl.core.spec import Spec
@@ -41,6 +42,15 @@ REDUCTIONS = [name for name in NAMES if OPS[name].kind is REDUCE]
 RTOL = {"float32": 2e-5, "float64": 1e-12}
 
 Inputs = list[Any]  # arrays, and numbers as literals
+PLACE: list[Any] = [lambda x: x, "cpu"]  # what puts an array where it is to be computed with, and the device's name
+
+
+@pytest.fixture(autouse=True)
+def everywhere(place):
+    """Every test of this file runs once per backend: `wrap` puts arrays where that one computes."""
+    PLACE[:] = place, device_of(place(np.zeros(1)))
+    yield
+    PLACE[:] = lambda x: x, "cpu"
 
 
 def every(names: list[str]) -> Any:
@@ -59,7 +69,10 @@ def cases(op: Op, seed: int = 0) -> list[tuple[Inputs, dict[str, Any]]]:
         x = np.asarray(x)
         return x > np.mean(x) if op.input_type(i) == "b" and x.dtype.kind == "f" else x
 
-    return [([typed(i, x) for i, x in enumerate(inputs)], params) for inputs, params in found]
+    def placed(inputs: Any, params: dict[str, Any]) -> dict[str, Any]:
+        return {**params, "device": PLACE[1]} if not inputs and "device" in params else params
+
+    return [([typed(i, x) for i, x in enumerate(inputs)], placed(inputs, params)) for inputs, params in found]
 
 
 def is_literal(x: Any) -> bool:
@@ -74,11 +87,32 @@ def wrap(x: Any, dtype: str = "float64") -> Any:
     """An input as the op gets it: literals as they are, reals in the given precision, others in their own type."""
     if is_literal(x) or isinstance(x, DLArray):
         return x
-    return DLArray(constant(x.astype(dtype) if is_real(x) and x.dtype != dtype else x))
+    return DLArray(constant(PLACE[0](x.astype(dtype) if is_real(x) and x.dtype != dtype else x)))
 
 
 def wrapped(inputs: Inputs, dtype: str = "float64") -> Inputs:
     return [wrap(x, dtype) for x in inputs]
+
+
+def hosted(arrays: Inputs) -> Inputs:
+    """The same inputs in the host's memory, where the reference backend computes."""
+    return [x if is_literal(x) else DLArray(constant(host(x._value.data))) for x in arrays]
+
+
+def shares_memory(x: Any, y: Any) -> bool:
+    if device_of(x) == device_of(y) == "cpu":
+        return bool(np.shares_memory(x, y))
+    if device_of(x) != device_of(y):
+        return False
+    (a, b), (c, d) = map(extent, (x, y))
+    return a < d and c < b
+
+
+def extent(x: Any) -> tuple[int, int]:
+    """The first address of an array of the device, and the first after it."""
+    steps = [(n - 1) * stride for n, stride in zip(x.shape, x.strides)]
+    low, high = sum(min(s, 0) for s in steps), sum(max(s, 0) for s in steps)
+    return x.data.ptr + low, x.data.ptr + (high + x.itemsize if x.size else 0)
 
 
 def as_tuple(outputs: Any) -> tuple[DLArray, ...]:
@@ -86,7 +120,7 @@ def as_tuple(outputs: Any) -> tuple[DLArray, ...]:
 
 
 def results(outputs: Any) -> list[np.ndarray]:
-    return [np.array(y.extractdata()) for y in as_tuple(outputs)]
+    return [y.numpy() for y in as_tuple(outputs)]
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -128,16 +162,16 @@ def test_result_is_as_inferred_and_inputs_are_unchanged(name, dtype):
     op = OPS[name]
     for inputs, params in cases(op):
         arrays = wrapped(inputs, dtype)
-        before = [x if is_literal(x) else x.extractdata().copy() for x in arrays]
+        before = [x if is_literal(x) else x.numpy().copy() for x in arrays]
         outputs = as_tuple(op(*arrays, **params))
         specs = [x if is_literal(x) else x._value.spec for x in arrays]
         inferred = op.output_specs(specs, params)
         for y, spec in zip(outputs, inferred, strict=True):
             assert y._value.spec == spec and y.dims() == ""
-            assert (y.extractdata().shape, y.extractdata().dtype) == (spec.shape, spec.dtype)
+            assert (y.numpy().shape, y.numpy().dtype) == (spec.shape, spec.dtype)
             if op.kind is not VIEW:
-                assert not any(np.shares_memory(y._value.data, x._value.data) for x in arrays if not is_literal(x))
-        assert all(is_literal(x) or same(x.extractdata(), old) for x, old in zip(arrays, before))
+                assert not any(shares_memory(y._value.data, x._value.data) for x in arrays if not is_literal(x))
+        assert all(is_literal(x) or same(x.numpy(), old) for x, old in zip(arrays, before))
         if any(not is_literal(x) for x in specs):  # without numbers: the same specs
             empty = as_tuple(op(*[x if is_literal(x) else abstract(x) for x in specs], **params))
             assert tuple(y._value.spec for y in empty) == inferred and empty[0]._value.data is None
@@ -153,6 +187,7 @@ def test_kernel_equals_body_equals_reference(name, dtype):
             arrays = wrapped(inputs, dtype)
             found = results(op(*arrays, **params))
             with use_backend("reference"):
+                arrays = hosted(arrays)
                 assert_close(found, results(op(*arrays, **params)), RTOL[dtype])
                 if op.body is not None:
                     with alone():
@@ -203,7 +238,7 @@ def test_special_values(name, dtype):
     ]
     found = results(op(*arrays, **params))
     with use_backend("reference"):
-        assert_close(found, results(op(*arrays, **params)), RTOL[dtype])
+        assert_close(found, results(op(*hosted(arrays), **params)), RTOL[dtype])
 
 
 # shapes, labels, layouts, literals --------------------------------------------------------------------------------
@@ -240,7 +275,7 @@ def aligned(x: DLArray, labels: str) -> np.ndarray:
         own = [n for n, c in zip(x.shape, x.dims()) if c == letter]
         k = labels[:i].count(letter)
         sizes.append(own[k] if k < len(own) else 1)
-    return x.extractdata().reshape(sizes)
+    return x.numpy().reshape(sizes)
 
 
 @every([name for name in MAPS if name != "cast"])
@@ -249,7 +284,7 @@ def test_map_expands_by_label(name, data):
     op = OPS[name]
     inputs, params = cases(op)[0]
     made = data.draw(formats(len(inputs)))
-    arrays = [dlarray(of_shape(x, shape), fmt) for x, (fmt, shape) in zip(inputs, made)]
+    arrays = [dlarray(PLACE[0](of_shape(x, shape)), fmt) for x, (fmt, shape) in zip(inputs, made)]
     labels = "".join(c * max(x.dims().count(c) for x in arrays) for c in "SCBTU")
     outputs = as_tuple(op(*arrays, **params))
     plain = [np.array(x) for x in np.broadcast_arrays(*[aligned(x, labels) for x in arrays])]
@@ -257,7 +292,7 @@ def test_map_expands_by_label(name, data):
         labels, plain = labels[:-1], [x[..., 0] for x in plain]
     assert all(y.dims() == labels for y in outputs)
     with use_backend("reference"):
-        assert_close(results(outputs), results(op(*wrapped(plain), **params)), 1e-12)
+        assert_close(results(outputs), results(op(*hosted(wrapped(plain)), **params)), 1e-12)
 
 
 @every(MAPS)
@@ -271,7 +306,7 @@ def test_map_of_unlabelled_arrays_expands_as_numpy_does(name, data):
     assert all(y.shape == shapes.result_shape for y in found)
     plain = [np.array(np.broadcast_to(x, shapes.result_shape)) for x in arrays]
     with use_backend("reference"):
-        assert_close(found, results(op(*wrapped(plain), **params)), 1e-12)
+        assert_close(found, results(op(*hosted(wrapped(plain)), **params)), 1e-12)
 
 
 @every(REDUCTIONS)
@@ -288,7 +323,7 @@ def test_reduction_along_any_axes(name, data):
     found = results(op(x, axes=axes))
     assert found[0].shape == tuple(1 if i in axes else n for i, n in enumerate(shape))
     with use_backend("reference"):
-        assert_close(found, results(op(x, axes=axes)), 1e-12)
+        assert_close(found, results(op(*hosted([x]), axes=axes)), 1e-12)
 
 
 def spaced(x: np.ndarray) -> np.ndarray:
@@ -372,7 +407,7 @@ def varied(op: Op, args: Inputs, params: dict[str, Any], wanted: list[int]) -> C
 
 def gradients(op: Op, args: Inputs, params: dict[str, Any], wanted: list[int]) -> list[np.ndarray]:
     loss = varied(op, args, params, wanted)
-    return [g.extractdata() for g in dlfeval(lambda xs: dlgradient(loss(xs), xs), [args[k] for k in wanted])]
+    return [g.numpy() for g in dlfeval(lambda xs: dlgradient(loss(xs), xs), [args[k] for k in wanted])]
 
 
 def slope(function: Callable[[float], float], h: float) -> float:
@@ -411,8 +446,8 @@ def test_gradients_to_order_two(name):
             for order, function, g in (1, loss, found), (2, lambda xs, f=first: dlfeval(f, xs), second):
                 step, error = (1e-4, 1e-8) if function(moved(0)).dtype == "float64" else (0.1, 1e-5)
                 expected = slope(lambda t, f=function, moved=moved: f(moved(t)).item(), step)
-                got = float(np.sum(g[i].extractdata() * direction))
-                scale = float(np.sum(np.abs(g[i].extractdata()))) + 1.0
+                got = float(np.sum(g[i].numpy() * direction))
+                scale = float(np.sum(np.abs(g[i].numpy()))) + 1.0
                 assert got == pytest.approx(expected, rel=1e2 * error, abs=error * scale), f"order {order}, {wanted[i]}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import DataError, OptionError
+from minidl import DataError, DeviceError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits_accel.py"
 TRAINING, TESTING = 330, 72  # ten batches of 32 and a rest that is discarded; two batches and a rest that is returned
@@ -175,8 +175,9 @@ def test_a_batch_larger_than_the_data_is_refused(example):
         example.main(["--batch", "400"])
 
 
-def test_a_device_that_is_not_there_is_refused(example):
-    with pytest.raises(OptionError, match='OutputEnvironment "gpu" needs a GPU'):
+def test_a_device_that_is_not_there_is_refused(example, monkeypatch):
+    monkeypatch.setenv("MINIDL_DEVICE", "cpu")
+    with pytest.raises(DeviceError, match="gpuArray: no GPU can be used: .*MINIDL_DEVICE"):
         example.main(["--device", "gpu"])
 
 

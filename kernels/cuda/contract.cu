@@ -1,10 +1,10 @@
 #include "portable.h"
 // Contractions: y[i] = sum over r of a[i, r] * b[i, r], with affine subscripts, as tiles of a matrix product.
 //
-// Indices of y and a are rows, of y and b columns, of all three the batch, and those that y does not have are the terms
-// that are added up. Where an element lies is the sum of a part that belongs to its row (or column) and one that belongs
-// to its term, and so is whether it lies within bounds; so no array is ever copied to another order, and zeros around an
-// image exist nowhere. All that is known of a problem stands in structs that contract.py writes, one for each part:
+// Indices of y and a are rows, of y and b columns, of all three the batch, and those that y does not have are the
+// terms that are added up. Where an element lies is the sum of what its row (or column) and its term say, and whether
+// it lies within bounds is a matter of such sums; so no array is copied to another order, and zeros around an image
+// exist nowhere. All that is known of a problem stands in structs that contract.py writes, one for each part:
 //
 //   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`
 //   Part::A row(z, m), step(k): Where, the two parts; inside(row, step); made(x, row, step, v): what becomes of a
@@ -13,10 +13,11 @@
 //   Part::Y row(z, m), step(n); made(x, row, step): what becomes of a result before it is stored
 //
 // Constants: T (element type), WHOLE and NATURAL (whole numbers that hold every place, with and without sign), THREADS,
-// BM x BN: a block's part of the result, TM x TN: a thread's (or, TENSOR, WARPS_M x WARPS_N warps), BK: terms of a tile, SLICES: of
-// the terms, each with sums of its own, STATISTICS; EXTRAS and PASSED: more arrays, for `made`.
-// Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the tiles; Chetlur et al.,
-// cuDNN: Efficient Primitives for Deep Learning (2014), for matrices that are never formed.
+// BM x BN: a block's part of the result, TM x TN: a thread's (or, with TENSOR, WARPS_M x WARPS_N warps), BK: terms of a
+// tile, PAD: elements between a tile's lines, SLICES: of the terms, each with sums of its own, STATISTICS, TOGETHER:
+// blocks that shall fit on a multiprocessor; EXTRAS and PASSED: more arrays, for `made`.
+// Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the tiles; Chetlur et
+// al., cuDNN: Efficient Primitives for Deep Learning (2014), for matrices that are never formed.
 
 typedef WHOLE I;
 typedef NATURAL U;
@@ -33,8 +34,8 @@ template <int CHECKS, int READS> struct Where {
 
 //@ parts
 
-// How the threads of a block share the loading of a tile: each takes LOADS packs of V neighbours along the terms (ALONG_K)
-// or along the rows. Its packs lie in ROWS different rows.
+// How the threads of a block share the loading of a tile: each takes LOADS packs of V neighbours along the terms
+// (ALONG_K) or along the rows. Its packs lie in ROWS different rows.
 template <class O> struct Share {
   static constexpr int PACKS = O::SIZE * BK / O::V, LOADS = (PACKS + THREADS - 1) / THREADS;
   static constexpr int LINE = O::ALONG_K ? BK / O::V : O::SIZE / O::V; // packs side by side
@@ -88,7 +89,8 @@ DEVICE void put(O operand, Pack<T, O::V> (&held)[Share<O>::LOADS], unsigned foun
     if (O::IS_CHANGED && (found >> l & 1)) {
       const typename O::Place step = operand.step(first_k + term);
 #pragma unroll
-      for (int v = 0; v < O::V; v++) held[l].v[v] = operand.made(held[l].v[v], rows[l % Share<O>::ROWS], step, v PASSED);
+      for (int v = 0; v < O::V; v++)
+        held[l].v[v] = operand.made(held[l].v[v], rows[l % Share<O>::ROWS], step, v PASSED);
     }
 #if TENSOR
 #pragma unroll
@@ -229,8 +231,8 @@ DEVICE void describe(P, Values &sum, I block, I z, I first_m, I first_n, T *stat
   }
 }
 
-// One block's tile of the result of a part. While tiles in one half of shared memory are multiplied, the next ones are on
-// their way through registers to the other half.
+// One block's tile of the result of a part. While tiles in one half of shared memory are multiplied, the next ones are
+// on their way through registers to the other half.
 template <class P>
 DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, T *statistics,
                      T *tiles EXTRAS) {
@@ -239,7 +241,8 @@ DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__
   A left;
   B right;
   constexpr I COLUMN_BLOCKS = (P::N + BN - 1) / BN, ROW_BLOCKS = (P::M + BM - 1) / BM, TILES = (P::K + BK - 1) / BK;
-  const I first_n = block % COLUMN_BLOCKS * BN, row_block = block / COLUMN_BLOCKS % ROW_BLOCKS, first_m = row_block * BM;
+  const I row_block = block / COLUMN_BLOCKS % ROW_BLOCKS;
+  const I first_m = row_block * BM, first_n = block % COLUMN_BLOCKS * BN;
   const I rest = block / (COLUMN_BLOCKS * ROW_BLOCKS), z = rest % P::BATCH, slice = rest / P::BATCH;
   const I start = SLICES > 1 ? (I)((i64)slice * TILES / SLICES) : 0;
   const I stop = SLICES > 1 ? (I)((i64)(slice + 1) * TILES / SLICES) : TILES;
@@ -293,8 +296,8 @@ DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__
 // y, a, b: arrays of any strides; sums [SLICES][SUMS]; statistics [row blocks][2][columns].
 // Grid: a block of THREADS for each BM x BN tile of the result, each slice and each part; 2 BK (BM + BN + 2 PAD) T's of
 // shared memory. Floor: 2 BATCH M N K FLOP, and a, b and y moved once.
-extern "C" __global__ void __launch_bounds__(THREADS) contract(T *y, const T *__restrict__ a, const T *__restrict__ b,
-                                                               T *sums, T *statistics EXTRAS) {
+extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
+    contract(T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, T *statistics EXTRAS) {
 #if IS_TILED
   __shared__ __align__(16) T tiles[2 * BK * (BM + PAD + BN + PAD)];
   static_assert(!STATISTICS || (LINES + 1) * BN <= 2 * BK * (BM + PAD + BN + PAD), "describe has room");

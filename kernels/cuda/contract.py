@@ -1,15 +1,15 @@
-"""Contractions: y[i] = sum over r of a[i, r] * b[i, r], all three with affine subscripts: convolutions, matrix products.
+"""Contractions: y[i] = sum over r of a[i, r] * b[i, r] with affine subscripts: convolutions and matrix products.
 
-A nest has `sizes` of its indices and, per dimension of y, a and b, a subscript: `start` and `factors`, pairs of an index
-and its factor (minidl's Contraction). What a or b is read beyond its bounds counts as 0. Several nests make one y together,
-each an element of its own.
+A nest has `sizes` of its indices and, per dimension of y, a and b, a subscript: `start` and `factors`, pairs of an
+index and its factor (minidl's Contraction). What a or b is read beyond its bounds counts as 0. Several nests make one y
+together, each of them other elements.
 
 `plan` turns nests into a kernel for exactly these sizes and strides, contract.cu with structs written here in front:
 
     indices of y and a: rows (M) · of y and b: columns (N) · of all three: batch · not of y: terms (K)
 
-`contract_all` plans and runs. Kernels fuse with their neighbours through `Slots`: what becomes of a number of a or b when it
-is read, of one of y before it is stored, and statistics of what is stored.
+`contract_all` plans and runs. Kernels fuse with their neighbours through `Slots`: what becomes of a number of a or b
+when it is read, of one of y before it is stored, and statistics of what is stored.
 
 Which tiles and how many slices are taken depends on sizes alone, so the same call gives the same bits everywhere.
 """
@@ -35,7 +35,7 @@ LATENCY = 450  # cycles until the next tile has come from the second cache
 BASE_ALIGNMENT = 16  # bytes of the longest load
 
 
-# what is said about a call ---------------------------------------------------------------------------------------------
+# what is said about a call ------------------------------------------------------------------------------------------
 class Read(NamedTuple):
     """A number from another array: a C name, the array's number, its stride along each dimension of the operand."""
 
@@ -69,14 +69,14 @@ class Slots(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The array of statistics [blocks, 2, columns]; each block describes `rows` rows, the last one what is left of count.
+    """The array of statistics [blocks, 2, columns]; each block describes `rows` of the `total` rows, the last the rest.
 
     Columns are the batch's indices and then b's, in the order of the nest.
     """
 
     shape: tuple[int, int, int]
     rows: int
-    count: int
+    total: int
 
 
 class Layout(NamedTuple):
@@ -96,9 +96,9 @@ def layout_of(x: Array) -> Layout:
     return Layout(x.shape, tuple([s // size for s in x.strides]), x.data.ptr % BASE_ALIGNMENT == 0)
 
 
-# tiles -----------------------------------------------------------------------------------------------------------------
+# tiles --------------------------------------------------------------------------------------------------------------
 class Tile(NamedTuple):
-    """How a block of threads makes m x n elements: k terms at a time, each thread (or each of the warps) rows x columns."""
+    """How a block of threads makes m x n elements, k terms at a time; each thread makes rows x columns of them."""
 
     m: int
     n: int
@@ -114,15 +114,16 @@ class Tile(NamedTuple):
 
 # m, n, rows, columns
 _PLAIN = [
-    (128, 128, 8, 8), (128, 64, 8, 8), (64, 128, 8, 8), (128, 64, 8, 4), (64, 64, 4, 4), (128, 32, 8, 4), (128, 32, 4, 4),
-    (64, 32, 4, 4), (32, 64, 4, 4), (32, 32, 4, 4), (32, 32, 2, 4), (128, 16, 4, 4), (64, 16, 4, 4), (64, 16, 2, 4),
-    (32, 16, 2, 4), (16, 64, 2, 4), (16, 32, 2, 4), (16, 16, 2, 2), (128, 8, 4, 2), (64, 8, 2, 2), (32, 8, 1, 2),
-    (128, 4, 4, 1), (64, 4, 2, 1), (32, 4, 1, 1),
+    (128, 128, 8, 8), (128, 64, 8, 8), (64, 128, 8, 8), (128, 64, 8, 4), (64, 64, 4, 4), (128, 32, 8, 4),
+    (128, 32, 4, 4), (64, 32, 4, 4), (32, 64, 4, 4), (32, 32, 4, 4), (32, 32, 2, 4), (128, 16, 4, 4),
+    (64, 16, 4, 4), (64, 16, 2, 4), (32, 16, 2, 4), (16, 64, 2, 4), (16, 32, 2, 4), (16, 16, 2, 2), (128, 8, 4, 2),
+    (64, 8, 2, 2), (32, 8, 1, 2), (128, 4, 4, 1), (64, 4, 2, 1), (32, 4, 1, 1),
 ]  # fmt: skip
+# m, n, warps along m, along n
 _TENSOR = [
-    (128, 128, 4, 2), (128, 64, 4, 2), (64, 64, 2, 2), (128, 32, 4, 1), (64, 32, 4, 1), (64, 32, 2, 2), (32, 64, 2, 2),
-    (32, 32, 2, 2), (128, 16, 4, 1), (64, 16, 4, 1), (32, 16, 2, 1), (16, 64, 1, 4), (16, 32, 1, 2), (128, 8, 4, 1),
-    (64, 8, 4, 1), (32, 8, 2, 1),
+    (128, 128, 4, 2), (128, 64, 4, 2), (64, 64, 2, 2), (128, 32, 4, 1), (64, 32, 4, 1), (64, 32, 2, 2),
+    (32, 64, 2, 2), (32, 32, 2, 2), (128, 16, 4, 1), (64, 16, 4, 1), (32, 16, 2, 1), (16, 64, 1, 4), (16, 32, 1, 2),
+    (128, 8, 4, 1), (64, 8, 4, 1), (32, 8, 2, 1),
 ]  # fmt: skip
 _SLICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
@@ -151,7 +152,8 @@ def _tiles(itemsize: int, is_tensor: bool) -> list[Tile]:
             lines = (8 * rows if is_tensor else m // rows) + 1
             shared = shared_elements(tile, itemsize)
             fits = shared * itemsize <= launch.STATIC_SHARED_BYTES and lines * n <= shared and tile.threads % k == 0
-            if fits and max(m, n) * k <= 32 * tile.threads and (values + held) * itemsize <= 4 * 96:
+            most = 76 if tile.threads >= 256 and not is_tensor else 96  # so that two large blocks have room
+            if fits and max(m, n) * k <= 32 * tile.threads and (values + held) * itemsize <= 4 * most:
                 found.append(tile)
     return found
 
@@ -166,7 +168,8 @@ def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> f
         rate = 512 / itemsize * values / (values + 2 * (tile.rows + tile.columns))
     registers = 40 + (values + (tile.m + tile.n) * tile.k / tile.threads + tile.rows + tile.columns) * itemsize / 4
     shared = shared_elements(tile, itemsize) * itemsize
-    most = max(1, int(min(2048 // tile.threads, 65536 / (tile.threads * registers), (220 << 10) // (shared + 1024), 32)))
+    limits = 32, 2048 // tile.threads, 65536 / (tile.threads * registers), (220 << 10) // (shared + 1024)
+    most = max(1, int(min(limits)))  # blocks that a multiprocessor can hold
     blocks, work, longest, elements = 0, 0.0, 0, 0
     for batch, m, n, k in parts:
         mine = batch * -(-m // tile.m) * -(-n // tile.n)
@@ -195,8 +198,8 @@ def best_tile(
     terms, elements = max((p[3] for p in parts), default=0), sum(math.prod(p[:3]) for p in parts)
     many = [s for s in _SLICES if s == 1 or (s * 32 <= terms and s * elements <= MOST_SUMS)]
     options = [(t, s) for t in _tiles(itemsize, is_tensor) for s in (many if slices is None else [slices])]
-    found = min(options, key=lambda x: _cycles(*x, parts, itemsize))
-    return *found, _cycles(*found, parts, itemsize)
+    cycles, number = min((_cycles(t, s, parts, itemsize), i) for i, (t, s) in enumerate(options))
+    return *options[number], cycles
 
 
 # sizes of a nest, as far as its subscripts tell ---------------------------------------------------------------------
@@ -239,9 +242,7 @@ def _capability(library: Any) -> int:
     return int(library.cuda.Device().compute_capability)
 
 
-def contract_scratch(
-    nests: Sequence[Any], *, dtype: Any, precision: str = "float32", slots: Slots = NONE
-) -> Scratch:  # fmt: skip
+def contract_scratch(nests: Sequence[Any], *, dtype: Any, precision: str = "float32", slots: Slots = NONE) -> Scratch:
     """Scratch of `contract_all`: ((shape, dtype), ...)."""
     dtype = np.dtype(dtype)
     slices = _slices(tuple(nests), dtype.itemsize, is_tensor_core(dtype, precision), slots.statistics)
@@ -258,7 +259,7 @@ def statistics_of(nest: Any, *, dtype: Any, precision: str = "float32") -> Stati
     return Statistics((-(-m // tile.m), 2, batch * n), tile.m, m)
 
 
-# from a nest to C text -------------------------------------------------------------------------------------------------
+# from a nest to C text ------------------------------------------------------------------------------------------------
 class _Form(NamedTuple):
     """A whole number that is affine in the indices."""
 
@@ -416,7 +417,8 @@ class _Writer:
         return self.vector(itemsize, axes), abs(last[id(self.side.at)]) == 1, size
 
     def functions(self, first: str, second: str) -> str:
-        batch, outer, inner = (_decoded(x, n) for x, n in ((self.batch, "z"), (self.outer, first), (self.inner, second)))
+        named = (self.batch, "z"), (self.outer, first), (self.inner, second)
+        batch, outer, inner = (_decoded(axes, name) for axes, name in named)
         row = self._place([(self.batch, batch[1]), (self.outer, outer[1])], True)
         step = self._place([(self.inner, inner[1])], False)
         return (
@@ -486,8 +488,8 @@ def _written(name: str, nest: _Nest, first: int, sums: int, itemsize: int, types
     k = nest.axes(nest.terms, [a.at, b.at])
     sizes: Sizes = nest.size(batch), nest.size(rows), nest.size(columns), nest.size(nest.terms)
     ys, as_, bs = _Writer(y, z, m, n, types), _Writer(a, z, m, k, types), _Writer(b, z, n, k, types)
-    numbers = (sizes[2], first, sums)
-    sums_v = next(v for v in (4, 2, 1) if v <= width and v * itemsize <= BASE_ALIGNMENT and not any(x % v for x in numbers))
+    widest = min(width, BASE_ALIGNMENT // itemsize)
+    sums_v = next(v for v in (4, 2, 1) if v <= widest and not any(x % v for x in (sizes[2], first, sums)))
     text = (
         f"struct {name} {{\n"
         f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]}, FIRST = {first};\n"
@@ -500,9 +502,14 @@ def _written(name: str, nest: _Nest, first: int, sums: int, itemsize: int, types
     return _Part(text, sizes)
 
 
-# plans -----------------------------------------------------------------------------------------------------------------
+# plans --------------------------------------------------------------------------------------------------------------
 class Plan:
-    """Kernels for nests over arrays of known layouts: `run(y, a, b, ...)`. `text` is their source."""
+    """Kernels for nests over arrays of known layouts.
+
+    slices, tile, tiled_blocks, each_blocks : how the work is cut
+    tiled_text, each_text : the sources of kernels that make tiles, and single elements; "" where there are none
+    scratch : arrays that a run wants, ((shape, dtype), ...), at addresses that are multiples of 16 bytes
+    """
 
     def __init__(
         self, nests: tuple[Any, ...], y: Layout, a: Layout, b: Layout, dtype: str, is_tensor: bool, slots: Slots
@@ -523,8 +530,10 @@ class Plan:
         self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices)[0]
         width = 2 if tile.is_tensor else min(4, tile.columns)
         largest = max([abs(x) for nest in found for x in _reaches(nest)] + [slices * sums], default=0)
-        parts, tiled, each, first = [], [], [], 0
-        blocks = [0, 0]
+        parts: list[str] = []
+        tiled: list[str] = []
+        each: list[str] = []
+        first, blocks = 0, [0, 0]
         for number, nest in enumerate(found):
             part = _written(f"Part{number}", nest, first, sums, itemsize, slots.types, width)
             batch, m, n, _ = part.sizes
@@ -539,14 +548,12 @@ class Plan:
             first += batch * m * n
         self.tiled_blocks, self.each_blocks = blocks
         is_large = max(largest, *blocks) + max(tile.m, tile.n) * tile.k >= 1 << 31
-        names = "WARPS_M", "WARPS_N"
-        plain = "TM", "TN"
+        shape = ("WARPS_M", "WARPS_N") if tile.is_tensor else ("TM", "TN")
         constants = {
             "T": self.dtype, "WHOLE": "i64" if is_large else "int", "NATURAL": "u64" if is_large else "unsigned",
             "BM": tile.m, "BN": tile.n, "BK": tile.k, "TENSOR": tile.is_tensor, "PAD": _padding(tile, itemsize),
-            **dict(zip(names if tile.is_tensor else plain, (tile.rows, tile.columns))),
-            "SLICES": slices, "SUMS": sums, "STATISTICS": slots.statistics,
-            "IS_TILED": bool(tiled), "IS_EACH": bool(each),
+            shape[0]: tile.rows, shape[1]: tile.columns,
+            "TOGETHER": 2 if tile.threads >= 256 else 1, "SLICES": slices, "SUMS": sums, "STATISTICS": slots.statistics,
             "EACH_TILED(DO)": " ".join(tiled), "EACH_ELEMENT(DO)": " ".join(each),
             "EACH_PART(DO)": " ".join(f"DO(Part{i})" for i in range(len(parts))),
             "EXTRAS": "".join(f", const {launch.CTYPES[t]} *e{i}" for i, t in enumerate(slots.types)),
@@ -554,8 +561,10 @@ class Plan:
         }  # fmt: skip
         text = launch.text_of("contract.cu").replace("//@ parts\n", slots.preamble + "\n" + "".join(parts))
         rows = tuple(constants.items())
-        self.tiled_text = launch.source(text, (*rows, ("THREADS", tile.threads))) if tiled else ""
-        self.each_text = launch.source(text, (*rows, ("THREADS", THREADS_EACH))) if each else ""
+        only_tiled = (("THREADS", tile.threads), ("IS_TILED", 1), ("IS_EACH", 0))
+        only_each = (("THREADS", THREADS_EACH), ("IS_TILED", 0), ("IS_EACH", 1))
+        self.tiled_text = launch.source(text, (*rows, *only_tiled)) if tiled else ""
+        self.each_text = launch.source(text, (*rows, *only_each)) if each else ""
         self.zeros: Plan | None = None
         if not self.covers:
             if slots.y is not None:
@@ -613,9 +622,7 @@ def _nothing(shape: tuple[int, ...]) -> _Nothing:
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(
-    nests: tuple[Any, ...], y: Layout, a: Layout, b: Layout, dtype: str, is_tensor: bool, slots: Slots
-) -> Plan:  # fmt: skip
+def _plan(nests: tuple[Any, ...], y: Layout, a: Layout, b: Layout, dtype: str, is_tensor: bool, slots: Slots) -> Plan:
     return Plan(nests, y, a, b, dtype, is_tensor, slots)
 
 

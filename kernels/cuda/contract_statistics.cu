@@ -1,10 +1,10 @@
 #include "portable.h"
 
-// mean[c] and var[c] (population variance) of columns whose rows were described in blocks of `rows`, `count` rows in all:
+// mean[c] and var[c] (population variance) of columns whose `count` rows were described in blocks of `rows`:
 // parts[block][0][c] is the mean, parts[block][1][c] the sum of squared deviations from it. All in double, in order:
 // mean = sum n mean_i / count; var = sum (m2_i + n (mean_i - mean)^2) / count.
-// parts [blocks][2][columns]; mean, var [columns]. Grid: a block of 8 x 32 threads for each 8 columns; the thread (c, i)
-// takes the blocks i, i + 32, ... Floor: parts read once from DRAM, twice from the caches.
+// parts [blocks][2][columns]; mean, var [columns]. Grid: a block of 8 x 32 threads for each 8 columns; the thread
+// (c, i) takes the blocks i, i + 32, ... Shared memory: 2 KB. Floor: parts read once from DRAM, twice from the caches.
 // Source: Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances (1979).
 extern "C" __global__ void __launch_bounds__(256) merge_statistics(T *mean, T *var, const T *__restrict__ parts,
                                                                    i64 blocks, i64 columns, i64 rows, i64 count) {

@@ -6,7 +6,7 @@
 #define THREADS 256
 #define ITEMS (RUN / THREADS)
 
-// Of floating-point numbers: the bits, all of them turned round below zero. -0 equals 0; NaN, of whatever bits, is last.
+// Of floating-point numbers: the bits, all of them turned round below zero. -0 equals 0; NaN of any bits is last.
 DEVICE unsigned rising(float x) {
   unsigned bits = __float_as_uint(x + 0.0f);
   return is_nan(x) ? ~0u : bits >> 31 ? ~bits : bits | 1u << 31;
@@ -42,6 +42,7 @@ DEVICE int count_before(const KEY *keys, int start, int stop, KEY key, bool with
 // keys and places [outer inner][n] get each piece in order; places count along the row.
 // Grid: pieces, or rows / (RUN / n). Shared memory: RUN keys and places, at most 24 KB.
 // Floor: x is read once, y (or keys and places) is written once; 11 searches per element in shared memory.
+// Three blocks at a time leave registers enough for keys of 64 bits.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 sort_runs(i64 *__restrict__ y, void *__restrict__ keys, INDEX *__restrict__ places, const X *__restrict__ x, i64 outer,
           i64 n, i64 inner, i64 size) {
@@ -120,9 +121,9 @@ DEVICE INDEX split(const KEY *a, INDEX left_count, const KEY *b, INDEX right_cou
   return low;
 }
 
-// Merges pairs of sorted runs of `width` elements (RUN times a power of two) in each row; the last run may be shorter or
-// have no partner. Keys and places, [2][rows][n], go from one half to the other; in the last pass, y gets the places in
-// x of what belongs to each place, as in sort_runs.
+// Merges pairs of sorted runs of `width` elements (RUN times a power of two) in each row; the last run may be shorter
+// or have no partner. Keys and places, [2][rows][n], go from one half to the other; in the last pass, y gets the places
+// in x of what belongs to each place, as in sort_runs.
 // Grid: rows * (n / RUN), a block merges RUN elements of one pair. Shared memory: RUN keys and places, at most 32 KB.
 // Floor: keys and places are read once and written once.
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -59,7 +59,8 @@ def sort(y: Array, x: Array, shape: Numbers, *, descending: bool, size: int = 0,
         return
     is_wide = x.dtype.itemsize == 8 and (x.dtype.kind == "f" or size >= 1 << 32)
     constants = {
-        "X": x.dtype, "KEY": "u64" if is_wide else "unsigned", "INDEX": index_type(2 * x.size), "DESCENDING": descending,
+        "X": x.dtype, "KEY": "u64" if is_wide else "unsigned", "INDEX": index_type(2 * x.size),
+        "DESCENDING": descending,
     }  # fmt: skip
     pieces, rows = blocks(n, _RUN), outer * inner
     grid = rows * pieces if n > _RUN else blocks(rows, _RUN // n)

@@ -16,6 +16,7 @@ from minidl.backends import cpu, precision, reference
 BACKENDS: dict[str, Any] = {"reference": reference, "cpu": cpu}
 _current: Any = cpu
 _gpu: Any = None
+_has_gpu_arrays = False
 
 
 class NoRoom(MemoryError):
@@ -44,7 +45,14 @@ def setting() -> str:
 
 def has_used_gpu() -> bool:
     """Whether there can be arrays on a GPU."""
-    return _gpu is not None
+    return _has_gpu_arrays
+
+
+def as_gpu_array(x: Any) -> Any:
+    """An array of NumPy's, or of another library on the GPU, as CuPy's."""
+    global _has_gpu_arrays
+    _has_gpu_arrays = True
+    return gpu().as_array(x)
 
 
 def of(device: str) -> Any:
@@ -54,8 +62,10 @@ def of(device: str) -> Any:
 
 def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> Any:
     """Results of `op` as arrays on the device of its specs, or None if the backend there has no kernel for it."""
+    global _has_gpu_arrays
     if specs[0].device == "cpu":
         return _current.run(op, specs, arrays, params)
+    _has_gpu_arrays = True
     return gpu().run(op, specs, arrays, params)
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minidl import backends
 from minidl.core.errors import DTypeError, MinidlError, OptionError, ShapeError
+from minidl.core.labels import describe
 from minidl.core.spec import Spec
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ def check_params(op: Op, params: dict[str, Any]) -> None:
             hash(value)
         except TypeError:
             raise DTypeError(
-                f"{op.name}: {name} is a {type(value).__name__}. Arrays are given by position; what is given by keyword "
-                "is a number, text or tuple."
+                f"{op.name}: {name} is a {type(value).__name__}. Arrays are given by position; what is given by "
+                "keyword is a number, text or tuple."
             ) from None
 
 
@@ -62,7 +64,7 @@ def placed(op: Op, found: Any, specs: Sequence[Any]) -> tuple[Spec, ...]:
     """What an infer rule gives, on the device where the inputs are."""
     made = (found,) if isinstance(found, Spec) else tuple(found) if isinstance(found, (tuple, list)) else ()
     if not made or not all(isinstance(spec, Spec) for spec in made):
-        raise DTypeError(f"{op.name}: infer gives a Spec, or a tuple of them; got {found!r}. Write Spec(shape, x.dtype).")
+        raise DTypeError(f"{op.name}: infer gives a Spec, or a tuple of them; got {found!r}. Use Spec(shape, x.dtype).")
     device = next((spec.device for spec in specs if isinstance(spec, Spec)), "cpu")
     return tuple([Spec(tuple(map(int, spec.shape)), np.dtype(spec.dtype), device) for spec in made])
 
@@ -78,18 +80,40 @@ def check_made(op: Op, made: Sequence[Any], specs: Sequence[Spec]) -> None:
         )
 
 
+def check_gradients(op: Op, inputs: Sequence[Any], found: Sequence[Any]) -> None:
+    """Raise ShapeError unless vjp gives a gradient (or None) for each input, of its size."""
+    if len(found) != len(inputs):
+        raise ShapeError(
+            f"{op.name}: its vjp gives {len(found)} gradients for {len(inputs)} inputs. Give one for each input, as a "
+            "tuple; None stands for zero."
+        )
+    for i, (x, g) in enumerate(zip(inputs, found)):
+        shape, wanted = getattr(g, "shape", None), getattr(x, "shape", None)
+        if g is not None and wanted is not None and shape != wanted:
+            raise ShapeError(f"{op.name}: its vjp gives {describe(shape or ())} for input {i}, which is "
+                             f"{describe(wanted)}. A gradient has the size of its input.")  # fmt: skip
+
+
 class Kernel:
-    """A user's kernel as backends call it. Its first run on the CPU shows what it leaves unwritten, or writes wrongly."""
+    """A user's kernel as backends call it. Its first run on the CPU shows what it does not write, or must not write."""
 
     def __init__(self, op: Op, device: str, function: Callable[..., Any]) -> None:
         self.op, self.device, self.function = op, device, function
         self._is_tried = device != "cpu"
 
     def __call__(self, *arrays: Any, **params: Any) -> None:
+        arity = self.op.arity
+        count = len(self.op.output_types) if arity is None else len(arrays) - arity
+        if not any([y.size for y in arrays[:count]]):
+            return  # nothing to fill; a grid without blocks would be an error
+        arrays = tuple([_dense(x) for x in arrays])
         if not self._is_tried:
-            self._try(arrays, params)
+            self._try(arrays[:count], arrays[count:], params)
             self._is_tried = True
-            return
+        else:
+            self._run(arrays, params)
+
+    def _run(self, arrays: tuple[Any, ...], params: dict[str, Any]) -> None:
         made = self.function(*arrays, **params)
         if made is not None:
             raise DTypeError(
@@ -97,28 +121,29 @@ class Kernel:
                 "which come before the inputs, and returns nothing: y[...] = result."
             )
 
-    def _try(self, arrays: tuple[Any, ...], params: dict[str, Any]) -> None:
-        arity = self.op.arity
-        count = len(self.op.output_types) if arity is None else len(arrays) - arity
-        outputs, inputs = arrays[:count], [x for x in arrays[count:] if isinstance(x, np.ndarray)]
+    def _try(self, outputs: tuple[Any, ...], inputs: tuple[Any, ...], params: dict[str, Any]) -> None:
         for y in outputs:
             _bytes(y)[...] = _UNWRITTEN
-        before = [x.tobytes() for x in inputs]
-        self._is_tried = True
-        try:
-            self(*arrays, **params)
-        finally:
-            self._is_tried = False
+        arrays = [x for x in inputs if isinstance(x, np.ndarray)]
+        before = [x.tobytes() for x in arrays]
+        self._run((*outputs, *inputs), params)
         who = f"{self.op.name}: its cpu kernel"
         for i, y in enumerate(outputs):
             left = np.count_nonzero((_bytes(y) == _UNWRITTEN).all(-1))
             if left:
                 raise MinidlError(
-                    f"{who} left {left} of the {y.size} elements of output {i} as they were, or added to what was there. "
-                    "Outputs come empty: write each element, y[...] = result (y = result would only rename)."
+                    f"{who} left {left} of the {y.size} elements of output {i} as they were, or added to what was "
+                    "there. Outputs come empty: write each element, y[...] = result (y = result would only rename)."
                 )
-        if [x.tobytes() for x in inputs] != before:
+        if [x.tobytes() for x in arrays] != before:
             raise MinidlError(f"{who} wrote to its inputs. They stay as they are: work on a copy, x.copy().")
+
+
+def _dense(x: Any) -> Any:
+    """An array as kernels get it: in C order, on the CPU aligned and writeable too. Outputs are so already."""
+    if isinstance(x, np.ndarray):
+        return x if x.flags.carray else np.require(x, requirements=["C", "A", "W"])
+    return backends.gpu().dense(x) if hasattr(x, "strides") else x
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:

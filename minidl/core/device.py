@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minidl import backends
-from minidl.core.errors import DeviceError
+from minidl.core.errors import DeviceError, DeviceMemoryError
 
 
 def device_of(data: Any) -> str:
@@ -28,7 +28,10 @@ def is_on_gpu(x: Any) -> bool:
 def gpu_array(who: str, x: Any) -> Any:
     """Such an array, or one of NumPy's, as CuPy's."""
     need_gpu(who)
-    return backends.gpu().as_array(x)
+    try:
+        return backends.as_gpu_array(x)
+    except backends.NoRoom as error:
+        raise DeviceMemoryError(str(error)) from error
 
 
 def gpu_complaint() -> str:

@@ -118,7 +118,8 @@ class Op:
 
         It fills the outputs, which have the sizes and types that `infer` says, and returns nothing. Arrays are dense,
         last dimension fastest: NumPy's on the CPU, CuPy's on the GPU, where it launches on CuPy's current stream and
-        does not wait. Numbers among the inputs stay numbers. Inputs must not be written to.
+        does not wait. Numbers among the inputs stay numbers. Inputs must not be written to. Where all outputs are empty
+        it is not called. An op without a kernel for a device is computed there by its body.
         Raises OptionError for another device, MinidlError for an op that is no KERNEL op.
 
         >>> from minidl import KERNEL, dlarray, op
@@ -135,14 +136,13 @@ class Op:
         device = choice(f"{self.name}.kernel", "the device", device, ["cpu", "gpu"])
         if self.kind is not KERNEL:
             raise MinidlError(
-                f"{self.name}.kernel: a {self.kind_name.upper()} op is fused with its neighbours and has no kernel of its "
-                f"own. Declare it with @op(KERNEL)."
+                f"{self.name}.kernel: a {self.kind_name.upper()} op is fused with its neighbours and has no kernel of "
+                "its own. Declare it with @op(KERNEL)."
             )
 
         def put(kernel: Rule) -> Rule:
             if not callable(kernel):
                 raise DTypeError(f"{self.name}.kernel: a function is wanted; got {type(kernel).__name__}.")
-
             self.kernels[device] = custom.Kernel(self, device, kernel)
             return kernel
 
@@ -179,9 +179,12 @@ class Op:
             return tuple([first if letter == "f" else Spec(first.shape, LOGICAL, first.device)
                           for letter in self.output_types])  # fmt: skip
         known = [s for s in specs if isinstance(s, Spec)]
+        if not known:
+            raise DTypeError(f"{self.name}: an array is wanted; got numbers alone. Wrap one of them: dlarray(x).")
         floats = [s.dtype for s in known if s.dtype in (SINGLE, DOUBLE)]
         dtype = {"f": floats[0] if floats else DOUBLE, "b": LOGICAL}
         return tuple(Spec(known[0].shape, dtype[letter], known[0].device) for letter in self.output_types)
+
 
 def _empty() -> None:
     """Nothing but a docstring: what the function of a primitive op looks like."""
@@ -233,8 +236,8 @@ def op(
         body = None if code.co_code == _empty.__code__.co_code else function
         variadic = bool(code.co_flags & 0x04)
         new = Op(
-            name, kind, body, doc=function.__doc__, arity=None if variadic else code.co_argcount, text=text, types=types,
-            domain=domain, samples=samples, is_constant=is_constant, identity=identity, neutral=neutral,
+            name, kind, body, doc=function.__doc__, text=text, types=types, domain=domain, samples=samples,
+            is_constant=is_constant, identity=identity, neutral=neutral, arity=None if variadic else code.co_argcount,
         )  # fmt: skip
         new.is_users, new.home = is_users, home
         if is_users:

@@ -105,13 +105,18 @@ def advanced(state: np.ndarray) -> np.ndarray:
     return state + np.array([0, 1], dtype=np.uint64)
 
 
-def host_generator() -> np.random.Generator:
-    """A generator for work outside of tapes (initial weights, shuffling); counts as one draw."""
+def host_state() -> np.ndarray:
+    """The state for one draw outside of tapes."""
     with LOCK:
         note_read(GENERATOR.value)  # what the host draws, no replay can draw anew
-        state = host(GENERATOR.value.data)
+        state: np.ndarray = host(GENERATOR.value.data)
         GENERATOR.value = Value(STATE_SPEC, advanced(state))
-    return generator_of(state)
+    return state
+
+
+def host_generator() -> np.random.Generator:
+    """A generator for work outside of tapes (initial weights, shuffling); counts as one draw."""
+    return generator_of(host_state())
 
 
 def permutation(n: int) -> np.ndarray:

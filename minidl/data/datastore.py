@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from minidl.core.device import host, is_on_gpu
+from minidl.core.dlarray import DLArray, adopted
 from minidl.core.errors import DataError, DTypeError, EmptyDataError, OptionError, ShapeError, choice
 from minidl.core.options import options
 from minidl.core.random import permutation
@@ -157,6 +159,7 @@ class ArrayDatastore(Datastore):
 
     def __init__(self, A: Any, read_size: int, dimension: int, output_type: str) -> None:
         self._data = _as_data(A)
+        self._on_gpu: DLArray | None = None  # the data, where they are on the GPU
         self._dimension, self._output_type = dimension, output_type
         self.ReadSize = read_size
         self._cut()
@@ -227,8 +230,11 @@ class ArrayDatastore(Datastore):
             )
         if data.shape[dim] == 0:
             raise EmptyDataError(f"arrayDatastore: the array of shape {data.shape} has no observations along {dim}.")
+        if isinstance(data, DLArray):
+            self._on_gpu, data = data, np.broadcast_to(np.False_, data.shape)  # a stand-in: sizes without numbers
         rows = np.moveaxis(data, dim, 0)
-        if not rows.flags.c_contiguous and rows.nbytes <= _COPY_LIMIT_BYTES and not isinstance(data, np.memmap):
+        is_small = rows.nbytes <= _COPY_LIMIT_BYTES and not isinstance(data, np.memmap) and self._on_gpu is None
+        if not rows.flags.c_contiguous and is_small:
             rows = np.ascontiguousarray(rows)  # once, so that each observation is one piece
         self._rows, self._dimension = rows, dim
         # An observation drops the last dimension and keeps any other with size 1, as A(i,:) and A(:,:,i) do in MATLAB.
@@ -239,17 +245,26 @@ class ArrayDatastore(Datastore):
 
     def _columns(self, index: Index) -> Columns:
         if isinstance(self._rows, list):
-            return [[self._rows[i] for i in index.tolist()]]
-        return [list(self._rows.take(index, axis=0)[self._keep])]
+            return [[_on_host(self._rows[i]) for i in index.tolist()]]
+        return [list(self._taken(index)[self._keep])]
 
     def _arrays(self, index: Index) -> list[Array]:
         if isinstance(self._rows, list):
             return super()._arrays(index)
+        if self._on_gpu is not None:
+            return [self._on_gpu[(slice(None),) * self._dimension + (index,)]]
         return [self._rows.take(index, axis=0).transpose(self._back)]
+
+    def _taken(self, index: Index) -> Array:
+        """Observations of these numbers, in front, in the host's memory."""
+        if self._on_gpu is None:
+            taken: Array = self._rows.take(index, axis=0)
+            return taken
+        return np.moveaxis(np.asarray(self._arrays(index)[0]), self._dimension, 0)
 
     def _read(self, index: Index) -> Any:
         if self._output_type == "same" and not isinstance(self._rows, list):
-            return self._rows.take(index, axis=0)
+            return self._taken(index)
         return self._columns(index)[0]
 
 
@@ -371,7 +386,9 @@ def arrayDatastore(
     """A datastore of the observations in an array.
 
     A  : array whose dimension IterationDimension counts the observations; a list of numbers, texts or lists of them
-         becomes one; a list of arrays (a MATLAB cell) has an observation in each entry.
+         becomes one; a list of arrays (a MATLAB cell) has an observation in each entry. An array on the GPU stays
+         there: a minibatchqueue that collates takes mini-batches from it on the GPU; reads give observations in host
+         memory.
     ReadSize           : how many observations a read returns.
     IterationDimension : counted from 0: images 28x28x1x5000 have their observations along 3.
     OutputType         : "cell": a read gives a list of ReadSize observations. "same": an array like A with ReadSize
@@ -551,7 +568,7 @@ def numpartitions(ds: Datastore) -> int:
 # pieces ---------------------------------------------------------------------------------------------------------
 def collate(cells: list[Any]) -> Array:
     """Observations as one array: numbers and rows (1xF) below each other, all else along a new last dimension."""
-    arrays = [np.asarray(cell) for cell in cells]
+    arrays = [np.asarray(_on_host(cell)) for cell in cells]
     shape = arrays[0].shape
     for array in arrays:
         if array.shape != shape:
@@ -564,7 +581,18 @@ def collate(cells: list[Any]) -> Array:
     return np.stack(arrays, axis=-1)
 
 
-def _as_data(A: Any) -> Array | list[Any]:
+def _on_host(x: Any) -> Any:
+    """An observation, in the host's memory."""
+    if isinstance(x, (np.ndarray, DLArray)) or not is_on_gpu(x):
+        return x
+    return host(x)
+
+
+def _as_data(A: Any) -> Any:
+    if isinstance(A, DLArray):
+        return DLArray(A._value) if A.device == "gpu" and A.ndim else np.asarray(A)
+    if is_on_gpu(A) and A.dtype.kind in "fb":
+        return adopted(A.copy())
     if isinstance(A, tuple):
         A = list(A)
     if isinstance(A, list):

@@ -13,11 +13,23 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from minidl.core.device import gpu_array, gpu_complaint, host, is_on_gpu
 from minidl.core.dlarray import DLArray, adopted, dlarray, kept_data
-from minidl.core.errors import DataError, DTypeError, EmptyDataError, MinidlError, OptionError, ShapeError, choice
+from minidl.core.errors import (
+    DataError,
+    DeviceError,
+    DTypeError,
+    EmptyDataError,
+    MinidlError,
+    OptionError,
+    ShapeError,
+    choice,
+)
 from minidl.core.labels import check_format
 from minidl.core.options import options
 from minidl.data.datastore import Datastore, Source, check_datastore, is_whole, kind_of
+from minidl.ops.facts import cast as cast_to
+from minidl.ops.views import on, view_as
 
 Array: TypeAlias = NDArray[Any]
 
@@ -45,6 +57,7 @@ class _Recipe:
     def __init__(self, ds: Datastore, fcn: Callable[..., Any] | None, inputs: int, outputs: list[_Output]) -> None:
         self.ds, self.fcn, self.inputs, self.outputs = ds, fcn, inputs, outputs
         self.casts = [_CASTS[output.cast] for output in outputs]
+        self._devices: list[str] = []
 
     def prepare(self, start: int, stop: int) -> list[Any]:
         """The cast arrays of one mini-batch, not yet wrapped; those that will be are nobody else's."""
@@ -72,17 +85,31 @@ class _Recipe:
         return [_own(y, x) if output.as_dlarray else y for y, x, output in zip(made, arrays, self.outputs, strict=True)]
 
     def wrap(self, arrays: list[Any]) -> list[Any]:
-        """The arrays as the user gets them."""
+        """The arrays as the user gets them, where he wants them."""
         wrapped = []
-        for i, (x, output) in enumerate(zip(arrays, self.outputs, strict=True)):
-            if output.as_dlarray:
-                try:
+        for i, (x, output, device) in enumerate(zip(arrays, self.outputs, self.devices(), strict=True)):
+            try:
+                if device == "gpu" and type(x) is np.ndarray and (output.as_dlarray or x.dtype.kind in "fiub"):
+                    x = gpu_array("minibatchqueue", x)
+                    wrap = adopted
+                else:
                     wrap = adopted if type(x) is np.ndarray else dlarray
-                    x = wrap(x, output.format or None)
-                except MinidlError as error:
-                    raise type(error)(f"minibatchqueue: output {i}: {error}") from None
+                if output.as_dlarray:
+                    x = on(wrap(x, output.format or None), device)
+                else:
+                    x = _plain(x, device)
+            except MinidlError as error:
+                raise type(error)(f"minibatchqueue: output {i}: {error}") from None
             wrapped.append(x)
         return wrapped
+
+    def devices(self) -> list[str]:
+        """Where each output goes. Whether there is a GPU is asked at the first mini-batch."""
+        if not self._devices:
+            places = [output.environment for output in self.outputs]
+            auto = "gpu" if "auto" in places and not gpu_complaint() else "cpu"
+            self._devices = [auto if place == "auto" else place for place in places]
+        return self._devices
 
 
 class _Ahead:
@@ -317,12 +344,15 @@ def minibatchqueue(
                        same order. DispatchInBackground=True is its older name.
     OutputCast, OutputAsDlarray, MiniBatchFormat, OutputEnvironment : one value for all outputs, or a list with one for
                        each: type ("" for unchanged), whether to wrap as dlarray, dimension labels ("" for none), and
-                       place ("auto", "cpu", "gpu").
+                       place: "auto", on the GPU if there is one that can be used (see canUseGPU), otherwise in host
+                       memory; "cpu"; "gpu". On the GPU plain numbers are CuPy arrays. MiniBatchFcn gets data in host
+                       memory and returns such, or arrays that it has put on the GPU itself.
     The queue is an object with a position; `shuffle(mbq)` and `reset(mbq)` change it. After an error in a mini-batch
     the queue stands before that mini-batch.
     Raises OptionError for unknown options and values, DTypeError if ds is no datastore; while reading ShapeError if
     MiniBatchFcn returns another number of arrays or observations differ in shape, LabelError if a format does not fit,
-    EndOfDataError (an EmptyDataError and StopIteration) at the end.
+    EndOfDataError (an EmptyDataError and StopIteration) at the end. DeviceError if OutputEnvironment is "gpu" and no
+    GPU can be used.
     Source: MathWorks, reference page "minibatchqueue".
 
     >>> from minidl.data.datastore import arrayDatastore, combine
@@ -412,24 +442,28 @@ def _check_outputs(outputs: list[_Output]) -> None:
                 f"minibatchqueue: output {i}: a dlarray cannot hold {output.cast}. Use single, double or logical, or "
                 "OutputAsDlarray=False for this output."
             )
-        if output.environment == "gpu":
-            raise OptionError(
-                f'minibatchqueue: output {i}: OutputEnvironment "gpu" needs a GPU that minidl can use; there is none. '
-                'Use "auto", which takes a GPU if there is one.'
-            )
+    complaint = gpu_complaint() if any(output.environment == "gpu" for output in outputs) else ""
+    if complaint:
+        raise DeviceError(
+            f'minibatchqueue: OutputEnvironment "gpu" needs a GPU, and none can be used: {complaint} '
+            'Or use "auto", which takes a GPU if there is one.'
+        )
 
 
-def _with_channel(array: Array, fmt: str) -> Array:
+def _with_channel(array: Any, fmt: str) -> Any:
     """28x28xN as 28x28x1xN if the format has a label more: singleton dimensions before the last one."""
     missing = len(fmt) - array.ndim
     if missing <= 0 or array.ndim < 2 or fmt[-1] not in "BT":
         return array
-    return array.reshape(*array.shape[:-1], *(1,) * missing, array.shape[-1])
+    shape = (*array.shape[:-1], *(1,) * missing, array.shape[-1])
+    return view_as(array, shape=shape) if isinstance(array, DLArray) else array.reshape(shape)
 
 
 def _cast(x: Any, dtype: Any, number: int) -> Any:
     if dtype is None or (type(x) is np.ndarray and x.dtype == dtype):
         return x
+    if is_on_gpu(x) if not isinstance(x, DLArray) else x.device == "gpu":
+        return _cast_there(x, dtype, number)
     if isinstance(x, DLArray):
         return x if x.dtype == dtype else adopted(np.asarray(x).astype(dtype), x.dims() or None)
     if hasattr(x, "codes") and hasattr(x, "categories"):  # a pandas Categorical: its codes, NaN where undefined
@@ -442,6 +476,26 @@ def _cast(x: Any, dtype: Any, number: int) -> Any:
             "for this output."
         )
     return array.astype(dtype, copy=False)
+
+
+def _cast_there(x: Any, dtype: Any, number: int) -> Any:
+    """`_cast` of an array on the GPU, which stays there."""
+    if x.dtype == dtype:
+        return x
+    if np.dtype(dtype).kind in "iu":
+        raise DTypeError(
+            f"minibatchqueue: output {number} is on the GPU and cannot become {np.dtype(dtype).name} there. Use "
+            'OutputCast "single", "double" or "logical", or let MiniBatchFcn return it in host memory.'
+        )
+    y = cast_to(dlarray(x), dtype)
+    return y if isinstance(x, DLArray) else y.extractdata()
+
+
+def _plain(x: Any, device: str) -> Any:
+    """A plain output on that device. What is no numbers stays in host memory."""
+    if isinstance(x, DLArray):
+        return on(x, device)
+    return host(x) if device == "cpu" and is_on_gpu(x) else x
 
 
 def _own(y: Any, x: Any) -> Any:

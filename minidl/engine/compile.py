@@ -46,7 +46,7 @@ def compile_graph(
 
 
 def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]]) -> Program | ExactProgram:
-    one = on_one_device(graph)
+    one = on_one_device(simplify(graph))
     if one is None:
         return ExactProgram(graph)
     backend = backends.gpu()

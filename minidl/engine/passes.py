@@ -63,7 +63,8 @@ def fold_constants(graph: Graph) -> Graph:
     kept = []
     for node in graph.nodes:
         small = sum(graph.specs[y].nbytes for y in node.outputs) <= FOLD_LIMIT_BYTES
-        if (small or node.op.kind is VIEW) and all(x in constants for x in node.reads):
+        is_here = all(graph.specs[x].device == "cpu" for x in (*node.reads, *node.outputs))
+        if is_here and (small or node.op.kind is VIEW) and all(x in constants for x in node.reads):
             specs = [graph.specs[x] for x in node.reads]
             ready = iter([Value(spec, constants[x]) for spec, x in zip(specs, node.reads)])
             values = tuple([next(ready) if isinstance(x, Id) else x for x in node.inputs])
@@ -113,6 +114,8 @@ def _distinct(data: np.ndarray) -> np.ndarray:
 
 def _uniform(data: np.ndarray) -> float | None:
     """The number that stands everywhere in an array, if one does; large arrays are not searched for it."""
+    if not isinstance(data, np.ndarray):
+        return None
     data = _distinct(data)
     if data.size == 0 or data.dtype.kind != "f" or data.size > UNIFORM_LIMIT:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minidl.backends import reference
 from minidl.core import random as generator
 from minidl.core.dlarray import DLArray
 from minidl.core.errors import DTypeError, OptionError
@@ -25,7 +26,7 @@ from minidl.ops.shape import sizes
 from minidl.ops.views import labelled, on
 
 
-@op(KERNEL, samples=lambda r: [case(shape=(2, 3), value=1.5, dtype="float32")])
+@op(KERNEL, samples=lambda r: [case(shape=(2, 3), value=1.5, dtype="float32", device="cpu")])
 def full(*, shape, value, dtype, device="cpu"):
     """One number everywhere."""
 
@@ -147,8 +148,9 @@ def _random(who: str, size: tuple[Any, ...], like: Any, law: str) -> Any:
             y, new = random(on(DLArray(cell.value), like.device), shape=shape, dtype=dtype.name, law=law)
             cell.value = new._value
         return _like(y, like)
-    host = generator.host_generator()
-    return (host.random if law == "uniform" else host.standard_normal)(shape, dtype=dtype)
+    y, new = np.empty(shape, dtype), np.empty(2, np.uint64)
+    reference.KERNELS["random"](y, new, generator.host_state(), shape=shape, dtype=dtype.name, law=law)
+    return y
 
 
 @options
@@ -169,7 +171,7 @@ def rand(*size: Any, like: Any = None) -> Any:
 def randn(*size: Any, like: Any = None) -> Any:
     """Random numbers, normal with mean 0 and variance 1. See `rand`.
 
-    Like a dlarray they have the same bits on every device; plain ones are NumPy's, other numbers from the same seed.
+    A seed gives the same bits on every device.
 
     >>> randn(2, like=array(np.float32([1.0]))).dtype.name
     'float32'

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minidl.core.apply import apply_each
+from minidl.core.device import is_on_gpu
 from minidl.core.dlarray import DLArray, adopted, check_data, kept_data
 from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, number
 from minidl.core.labels import describe
@@ -24,7 +25,7 @@ from minidl.core.tape import open_tapes
 from minidl.core.tree import LEAF, builder, flatten, matching, paths, unflatten
 from minidl.ops.create import full
 from minidl.ops.elementwise import expm1, sqrt, square
-from minidl.ops.views import cast, view_as
+from minidl.ops.views import cast, on, view_as
 
 Tree: TypeAlias = Any  # struct, dict, list, tuple or dataclass of arrays, nested as deep as you like; or one array
 
@@ -349,7 +350,7 @@ def _wrap(who: str, x: Any) -> DLArray:
 
 def _unwrap(y: DLArray, like: Any) -> Any:
     data = y.extractdata()
-    return data if isinstance(like, np.ndarray) else data.item() if isinstance(like, (int, float)) else data[()]
+    return data if isinstance(like, np.ndarray) or is_on_gpu(like) else data.item() if isinstance(like, (int, float)) else data[()]
 
 
 def _zeros_like(p: DLArray) -> DLArray:
@@ -409,11 +410,12 @@ def _correction(decay: float, t: Any) -> Any:
 
 
 def _per_type(rate: Any, params: list[DLArray]) -> Any:
-    """The rate for each parameter: a number as it is, an array as a list, converted once per type."""
+    """The rate for each parameter: a number as it is, an array as a list, converted once per type and device."""
     if not isinstance(rate, DLArray):
         return rate
-    found: dict[Any, DLArray] = {rate.dtype: rate}
+    found: dict[Any, DLArray] = {(rate.dtype, rate.device): rate}
     for p in params:
-        if p.dtype not in found:
-            found[p.dtype] = cast(rate, dtype=p.dtype.name)
-    return [found[p.dtype] for p in params]
+        if (p.dtype, p.device) not in found:
+            fitting = rate if rate.dtype == p.dtype else cast(rate, dtype=p.dtype.name)
+            found[p.dtype, p.device] = on(fitting, p.device)
+    return [found[p.dtype, p.device] for p in params]

@@ -74,13 +74,14 @@ def test_uniform_numbers_are_the_words_shifted(seed, skipped, is_plain):
     assert draw(np.float32).tolist() == [(half >> 8) * 2.0**-24 for half in halves]
 
 
+@pytest.mark.parametrize("law", ["rand", "randn"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_plain_and_traced_uniform_draws_are_the_same_bits(dtype):
+def test_plain_and_traced_draws_are_the_same_bits(dtype, law):
     found = []
     for like in (np.zeros(1, dtype), dlarray(np.zeros(1, dtype))):
         rng(11)
         m.rand(3)
-        found.append(np.asarray(m.rand(100, like=like)))
+        found.append(np.asarray(getattr(m, law)(100, like=like)))
     assert found[0].dtype == found[1].dtype == dtype and found[0].tobytes() == found[1].tobytes()
 
 

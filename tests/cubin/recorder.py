@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import cusim
@@ -21,10 +22,15 @@ class Use:
 
 
 class Recorder:
-    """A library for `launch.use`; `texts` holds for each text its kernels that were launched."""
+    """A library for `launch.use`; `texts` holds for each text its kernels that were launched.
 
-    def __init__(self) -> None:
+    capability : the compute capability of the GPU that it acts as, as CuPy gives it.
+    """
+
+    def __init__(self, capability: str = "90") -> None:
         self.texts: Texts = {}
+        device = type("Device", (cusim.cuda.Device,), {"compute_capability": capability})
+        self.cuda = SimpleNamespace(**{**vars(cusim.cuda), "Device": device})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cusim, name)

@@ -109,13 +109,17 @@ _freed = 0
 
 def _poisoned(shape: Any, dtype: Any, values: np.ndarray | None = None) -> np.ndarray:
     made = np.empty(shape, dtype)
-    if _limit is not None and made.nbytes > _limit:
-        raise cuda.memory.OutOfMemoryError(f"Out of memory allocating {made.nbytes} bytes (limit {_limit})")
+    _find_room(made.nbytes)
     if made.size:
         made.reshape(-1).view(np.uint8)[:] = POISON
     if values is not None:
         made[...] = values
     return made
+
+
+def _find_room(nbytes: int) -> None:
+    if _limit is not None and nbytes > _limit:
+        raise cuda.memory.OutOfMemoryError(f"Out of memory allocating {nbytes} bytes (limit {_limit})")
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:
@@ -129,6 +133,7 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
         about = SimpleNamespace(__array_interface__=a.__cuda_array_interface__, owner=a)
         return ndarray(np.asarray(about))
     a = np.asarray(a, dtype)
+    _find_room(a.nbytes)
     order = "K" if a.flags.forc else "C"
     return ndarray(np.array(a, order=order))  # type: ignore[call-overload]
 
@@ -228,6 +233,7 @@ cuda = SimpleNamespace(
     runtime=SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: 1, driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (_limit or 1 << 34, 1 << 34),
+        getDeviceProperties=lambda device: {"name": b"the shim"},
     ),
 )  # fmt: skip
 _pool = _Pool()
@@ -308,7 +314,7 @@ class RawModule:
     def get_function(self, name: str) -> RawKernel:
         if not hasattr(self._module, f"cusim_run_{name}"):
             raise CUDADriverError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
-        return RawKernel(name, self._module)
+        return RawKernel("", name, module=self._module)
 
 
 class RawKernel:
@@ -318,7 +324,11 @@ class RawKernel:
     or of another type than the kernel's.
     """
 
-    def __init__(self, name: str, module: ctypes.CDLL) -> None:
+    def __init__(
+        self, code: str, name: str, options: tuple[str, ...] = (), backend: str = "nvrtc", *, module: Any = None
+    ) -> None:
+        if module is None:
+            module = RawModule(code='#include "cusim.h"\n' + code)._module
         self._name, self._run = name, getattr(module, f"cusim_run_{name}")
         self._run.restype = ctypes.c_char_p
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ import test_every_op
 
 from minidl import dlarray, dlfeval, dlupdate
 from minidl.backends import cuda, precision
+from minidl.core import contraction
 from minidl.core.op import OPS, Op
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import Tape, opened
+from minidl.kernels.cuda import contract
 
 DTYPES = ("float32", "float64")
 
@@ -38,6 +40,11 @@ class SampleCall(NamedTuple):
         params = "".join(f", {name}={value!r}" for name, value in self.params.items())
         return f"{self.op.name}({shapes}{params}){', tf32' if self.setting == 'tf32' else ''}"
 
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether the kernel is written by hand, in kernels/cuda."""
+        return self.op.name in cuda.ROOMS or self.op.contraction_rule is not None
+
     def run(self, library: Any) -> list[Any] | None:
         """Results on the device of a library (CuPy, or what stands in its place), which `launch` must use already."""
         inputs = [on_device(library, x) if isinstance(x, np.ndarray) else x for x in self.inputs]
@@ -50,8 +57,27 @@ class SampleCall(NamedTuple):
             precision.choose(before)
 
 
+class KernelCall(NamedTuple):
+    """A kernel that no op has: `work` is given the library and the inputs on the device, and gives results."""
+
+    title: str
+    inputs: tuple[np.ndarray, ...]
+    work: Callable[..., list[Any]]
+    setting: str = "float32"
+    is_by_hand: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.title}, {self.inputs[0].dtype}{', tf32' if self.setting == 'tf32' else ''}"
+
+    def run(self, library: Any) -> list[Any]:
+        """Results on the device of a library."""
+        return self.work(library, *[on_device(library, x) for x in self.inputs])
+
+
 def on_device(library: Any, x: np.ndarray) -> Any:
     """x on the device, its dimensions in the order that they have in memory; one that repeats itself still does."""
+    if x.ndim == 0:
+        return library.asarray(x)
     once = x[tuple([slice(0, 1) if n == 0 else slice(None) for n in x.strides])] if x.size else x
     order = sorted(range(x.ndim), key=lambda i: -abs(once.strides[i]))
     y = library.asarray(np.ascontiguousarray(once.transpose(order))).transpose([order.index(i) for i in range(x.ndim)])
@@ -160,7 +186,7 @@ def _argsort(r: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
 
 
 def _argmax(r: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    for shape, axes in [((3, 1500), (1,)), ((40, 70), (0,)), ((6000,), (0,)), ((5, 6, 7), (0, 2)), ((400, 3), (1,))]:
+    for shape, axes in [((3, 1500), (1,)), ((300, 9), (0,)), ((9000,), (0,)), ((5, 6, 7), (0, 2)), ((400, 3), (1,))]:
         yield (r.standard_normal(shape).round(1),), dict(axes=axes)
 
 
@@ -203,17 +229,36 @@ LARGER = {
 }  # fmt: skip
 
 
-def of_rooms() -> Iterator[SampleCall]:
+def of_rooms() -> Iterator[SampleCall | KernelCall]:
     """Larger calls of ops with kernels in kernels/cuda, and of sums as loops."""
     for name, cases in LARGER.items():
         r = np.random.default_rng(zlib.crc32(name.encode()))
         for inputs, params in cases(r):
             yield from variants(OPS[name], inputs, params)
+    for dtype, setting in [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")]:
+        yield _statistics(dtype, setting)
 
 
-def has_own_kernel(op: Op) -> bool:
-    """Whether an op's kernel is written by hand, in kernels/cuda."""
-    return op.name in cuda.ROOMS or op.contraction_rule is not None
+def _statistics(dtype: str, setting: str) -> KernelCall:
+    """A product with mean and variance of its columns, as fused programs want them."""
+    r = np.random.default_rng(5)
+    inputs = tuple([r.standard_normal(shape).astype(dtype) for shape in ((3000, 9), (9, 20), (20,))])
+    nest = contraction.Contraction(
+        (3000, 20, 9), (contraction.index(0), contraction.index(1)), (contraction.index(0), contraction.index(2)),
+        (contraction.index(2), contraction.index(1)),
+    )  # fmt: skip
+    bias = contract.Change("x + bias", (contract.Read("bias", 0, (0, 1)),))
+    slots = contract.Slots(y=bias, types=(dtype,), statistics=True)
+
+    def work(library: Any, a: Any, b: Any, level: Any) -> list[Any]:
+        about = contract.statistics_of(nest, dtype=dtype, precision=setting)
+        y, parts = library.empty((3000, 20), dtype), library.empty(about.shape, dtype)
+        contract.contract(y, a, b, nest, precision=setting, slots=slots, extras=(level,), statistics=parts)
+        mean, var = library.empty(20, dtype), library.empty(20, dtype)
+        contract.merge_statistics(mean, var, parts, rows=about.rows, count=about.count)
+        return [y, mean, var]
+
+    return KernelCall("contract with statistics", inputs, work, setting)
 
 
 # a training step -----------------------------------------------------------------------------------------------------

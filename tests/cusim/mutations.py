@@ -15,12 +15,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from conftest import use
 from cubin.recorder import Recorder
 
 import cusim
-from cusim.calls import SampleCall
-from minidl.backends.cuda import loops
-from minidl.kernels.cuda import launch
+from cusim.calls import KernelCall, SampleCall
 
 ORDERS = (0, 1, 2)
 SECONDS = 30  # what takes longer hangs
@@ -28,6 +27,9 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 TF32 = 2e-3
 BARRIER = re.compile(r"__sync(threads|warp)\([^)]*\);")
 INDEX = re.compile(r"\bthreadIdx\.[xyz]")
+
+
+Call = SampleCall | KernelCall
 
 
 class Mutant(NamedTuple):
@@ -85,23 +87,21 @@ class Mutated:
 @contextlib.contextmanager
 def standing_in(library: Any) -> Iterator[Any]:
     """Let a library take CuPy's place, with nothing left of what another one compiled."""
-    launch.use(library)
-    loops._kinds.clear()
+    use(library)
     try:
         yield library
     finally:
-        launch.use(None)
-        loops._kinds.clear()
+        use(None)
 
 
-def texts_of(call: SampleCall) -> list[str]:
+def texts_of(call: Call) -> list[str]:
     """The texts whose kernels a call launches."""
     with standing_in(Recorder()) as recorder:
         call.run(recorder)
     return list(recorder.texts)
 
 
-def results(call: SampleCall, library: Any, order: int) -> list[np.ndarray]:
+def results(call: Call, library: Any, order: int) -> list[np.ndarray]:
     """What a call gives, with threads and blocks in one of the orders."""
     cusim.order(order)
     try:
@@ -127,16 +127,16 @@ def agree(found: list[np.ndarray], right: list[np.ndarray], tolerance: float | N
 class Samples:
     """Sample calls, their texts, and their right results."""
 
-    def __init__(self, calls: Iterable[SampleCall]) -> None:
+    def __init__(self, calls: Iterable[Call]) -> None:
         self._calls = [(call, texts_of(call)) for call in calls]
         self._calls.sort(key=lambda found: sum(x.size for x in found[0].inputs if isinstance(x, np.ndarray)))
         self._right: dict[int, list[np.ndarray]] = {}
 
-    def touched(self, mutant: Mutant) -> list[SampleCall]:
+    def touched(self, mutant: Mutant) -> list[Call]:
         """Calls that see the mutant, small ones first."""
         return [call for call, texts in self._calls if any(mutant.old in text for text in texts)]
 
-    def right(self, call: SampleCall) -> list[np.ndarray]:
+    def right(self, call: Call) -> list[np.ndarray]:
         """Results without mistakes; the same in all orders."""
         if id(call) not in self._right:
             with standing_in(cusim):
@@ -158,7 +158,7 @@ class Samples:
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status) != UNNOTICED
 
-    def _is_noticed(self, mutant: Mutant, calls: list[SampleCall]) -> int:
+    def _is_noticed(self, mutant: Mutant, calls: list[Call]) -> int:
         """In the process of the mutant."""
         signal.alarm(SECONDS)
         silence = os.open(os.devnull, os.O_WRONLY)

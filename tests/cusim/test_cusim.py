@@ -366,7 +366,7 @@ NAMES = [
     "cuda.Event", "cuda.get_elapsed_time",
     "cuda.get_current_stream", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",
     "cuda.runtime.getDeviceCount", "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion",
-    "cuda.runtime.memGetInfo",
+    "cuda.runtime.memGetInfo", "cuda.runtime.getDeviceProperties",
 ]  # fmt: skip
 
 

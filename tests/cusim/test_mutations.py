@@ -12,7 +12,6 @@ import pytest
 
 from cusim import calls
 from cusim.mutations import Mutant, Samples, barriers, shifted
-from minidl.core.op import OPS
 from minidl.kernels.cuda import launch
 
 FILES = sorted(path.name for path in launch.HERE.iterdir() if path.suffix in (".cu", ".cuh", ".h"))
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every mutant ru
 
 @pytest.fixture(scope="module")
 def samples():
-    return Samples(call for call in calls.of_rooms() if calls.has_own_kernel(call.op))
+    return Samples(call for call in calls.of_rooms() if call.is_by_hand)
 
 
 def text(file: str) -> str:
@@ -55,7 +54,7 @@ def test_a_shifted_thread_is_noticed(file, samples):
 
 def test_mistakes_in_printed_loops_are_noticed():
     """Reductions that the backend prints as kernels: along rows, down columns, in slices."""
-    samples = Samples(call for call in calls.of_rooms() if call.op is OPS["reduce_sum"])
+    samples = Samples(call for call in calls.of_rooms() if not call.is_by_hand)
     seen, left = set(), []
     for call, texts in samples._calls:
         for printed in texts:

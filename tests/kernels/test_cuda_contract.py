@@ -156,7 +156,7 @@ def test_products(name, dtype, device, random):
         close(Problem("matmul", (a, b), {}, dtype).run(device), a @ b, TOLERANCE[dtype])
 
 
-# how arrays lie --------------------------------------------------------------------------------------------------------
+# how arrays lie -----------------------------------------------------------------------------------------------------
 def laid(device, x, order, step, offset):
     """x on the device with its dimensions in another order of memory, gaps between elements, and a start of its own."""
     moved = np.transpose(x, order)
@@ -182,7 +182,8 @@ def put(device, x, **how):
 @pytest.mark.parametrize("step, offset", [(1, 0), (1, 1), (1, 2), (3, 0), (4, 4)])
 def test_layouts(dtype, step, offset, device, random):
     """Any strides of results and operands: transposed, with gaps, at odd addresses; what lies between is left alone."""
-    for op, order in [("conv", (0, 3, 1, 2)), ("conv", (3, 2, 1, 0)), ("conv_input_grad", (0, 3, 2, 1)), ("conv", (0, 1, 2, 3))]:
+    orders = (0, 3, 1, 2), (3, 2, 1, 0), (0, 1, 2, 3), (0, 3, 2, 1)
+    for op, order in zip(["conv", "conv", "conv", "conv_input_grad"], orders):
         problem = convolution(op, "prime sizes", dtype, random)
         _, a = put(device, problem.inputs[0], order=order, step=step, offset=offset)
         _, b = put(device, problem.inputs[1], order=(4, 2, 1, 0, 3), step=step, offset=offset)
@@ -233,7 +234,7 @@ def test_elements_left_out_are_zero(device, random):
         module.contract(y, device.array(a), device.array(b), nest, slots=Slots(y=Change("x + 1")))
 
 
-# precision, slices -----------------------------------------------------------------------------------------------------
+# precision, slices --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["digits 1", "digits 2", "digits 3", "prime sizes", "groups", "no image", "3-D"])
 @pytest.mark.parametrize("op", FAMILY)
 def test_tensor_cores(op, name, device, random):
@@ -268,7 +269,7 @@ def test_doubles_are_not_rounded(device, random):
 def test_slices(dtype, device, random):
     """Long sums are cut into slices whose sums are added in order; how many, the shapes alone decide."""
     problem = convolution("conv_weight_grad", "digits 2", dtype, random)
-    ((slices, elements), kind), = module.contract_scratch(problem.nests, dtype=dtype)
+    (((slices, elements), kind),) = module.contract_scratch(problem.nests, dtype=dtype)
     assert slices > 4 and elements == math.prod(problem.shape) and kind == dtype
     found = []
     for seed in device.orders():
@@ -278,22 +279,24 @@ def test_slices(dtype, device, random):
     assert module.contract_scratch(problem.nests, dtype=dtype, slots=Slots(statistics=True)) == ()
 
 
-def test_every_tile(device, random, monkeypatch):
+@pytest.mark.parametrize("itemsize, is_tensor, tolerance", [(4, False, 1e-5), (8, False, 1e-12), (4, True, 2e-3)])
+def test_every_tile(itemsize, is_tensor, tolerance, device, random, monkeypatch):
     """Each shape of tile, with rows, columns and terms left over."""
-    a, b = random.normal(size=(150, 45)), random.normal(size=(45, 140))
+    a, b = (random.normal(size=shape).astype(f"float{8 * itemsize}") for shape in [(150, 45), (45, 140)])
     nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec(b.shape))
     monkeypatch.setattr(module, "_slices", lambda *rest: 1)
-    for itemsize, is_tensor, tolerance in [(4, False, 1e-5), (8, False, 1e-12), (4, True, 2e-3)]:
-        for tile in module._tiles(itemsize, is_tensor):
-            monkeypatch.setattr(module, "best_tile", lambda *rest, tile=tile: (tile, 1, 0.0))
-            x, w = (device.array(v.astype(f"float{8 * itemsize}")) for v in (a, b))
-            y = device.empty((150, 140), x.dtype)
-            layouts = map(module.layout_of, (y, x, w))
-            module.Plan(tuple(nests), *layouts, x.dtype.name, is_tensor, module.NONE).run(y, x, w)
-            close(y.get(), a @ b, tolerance)
+    tiles = {tile[:2]: tile for tile in module._tiles(itemsize, is_tensor)}
+    for number, shape in enumerate(tiles):  # the numbers of terms in turn
+        fitting = [tile for tile in module._tiles(itemsize, is_tensor) if tile[:2] == shape]
+        tile = fitting[number % len(fitting)]
+        monkeypatch.setattr(module, "best_tile", lambda *rest, tile=tile: (tile, 1, 0.0))
+        x, w, y = device.array(a), device.array(b), device.empty((150, 140), a.dtype)
+        layouts = map(module.layout_of, (y, x, w))
+        module.Plan(tuple(nests), *layouts, a.dtype.name, is_tensor, module.NONE).run(y, x, w)
+        close(y.get(), a.astype("float64") @ b, tolerance)
 
 
-# slots -----------------------------------------------------------------------------------------------------------------
+# slots --------------------------------------------------------------------------------------------------------------
 PREAMBLE = "DEVICE T positive(T x) { return x > 0 ? x : (T)0; }"
 ALONG_LAST = (0, 0, 0, 1)
 
@@ -301,7 +304,7 @@ ALONG_LAST = (0, 0, 0, 1)
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
 @pytest.mark.parametrize("name", ["digits 1", "digits 2", "prime sizes", "groups", "channel-wise"])
 def test_load_and_store(name, precision, device, random):
-    """Normalise and cut off the input on load, scale the weights, add a bias and apply a mask: zeros around stay zeros."""
+    """Input normalised and cut off on load, weights scaled, a bias, a mask: the zeros around the image stay zeros."""
     problem = convolution("conv", name, "float32", random)
     x, w = (v.astype("float64") for v in problem.inputs)
     channels, filters = x.shape[-1], problem.shape[-1]
@@ -357,10 +360,10 @@ def test_statistics(name, dtype, precision, device, random):
         extras = (device.array(bias.astype(dtype)),)
         y = problem.run(device, precision=precision, slots=slots, extras=extras, statistics=parts)
         mean, var = (device.empty((about.shape[2],), dtype) for _ in range(2))
-        module.merge_statistics(mean, var, parts, rows=about.rows, count=about.count)
+        module.merge_statistics(mean, var, parts, rows=about.rows, count=about.total)
         found.append((mean.get(), var.get()))
         rows = y.reshape(-1, y.shape[-1]).astype("float64")
-        assert about.shape[2] == rows.shape[1] and about.count == len(rows)
+        assert about.shape[2] == rows.shape[1] and about.total == len(rows)
         close(found[-1][0], rows.mean(0), TOLERANCE[dtype])
         np.testing.assert_allclose(found[-1][1], rows.var(0), rtol=100 * TOLERANCE[dtype], atol=100 * TOLERANCE[dtype])
     assert all(np.array_equal(x, found[0]) for x in found)

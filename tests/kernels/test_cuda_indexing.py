@@ -14,9 +14,9 @@ from minidl.kernels.cuda.indexing import gather, scatter, scatter_add
 TYPES = [np.float32, np.float64, np.bool_, np.int64, np.uint64]
 # shape of x, shape of index, axis
 CASES = [
-    ((), (3,), None), ((7,), (), None), ((5,), (0,), None), ((3, 0), (0,), 1), ((0, 4), (3,), 1), ((3, 5), (300,), None),
-    ((2, 3, 4), (5, 2), 1), ((3, 8), (2,), 0), ((4, 3), (7,), 1), ((5, 7, 3), (4,), 2), ((600,), (17, 3), 0),
-    ((2, 9, 65), (11,), 1), ((700, 2), (3,), 0),
+    ((), (3,), None), ((7,), (), None), ((5,), (0,), None), ((3, 0), (0,), 1), ((0, 4), (3,), 1),
+    ((3, 5), (300,), None), ((2, 3, 4), (5, 2), 1), ((3, 8), (2,), 0), ((4, 3), (7,), 1), ((5, 7, 3), (4,), 2),
+    ((600,), (17, 3), 0), ((2, 9, 65), (11,), 1), ((700, 2), (3,), 0),
 ]  # fmt: skip
 
 
@@ -147,6 +147,13 @@ def test_scatter_add_cuts_runs_anywhere(device, random, count):
         y = np.empty((2, 5, 3))
         made = run(device, scatter_add, y, g, index, shape=y.shape, axis=1)
         assert np.array_equal(made, reference("scatter_add", y, g, index, shape=y.shape, axis=1))
+
+
+@pytest.mark.parametrize("counts", [(1000, 1500), (1500, 1000, 700)])
+def test_scatter_add_of_single_ones_and_long_runs(device, counts):
+    index = np.concatenate([np.arange(n) if i % 2 == 0 else np.full(n, 1600) for i, n in enumerate(counts)])
+    made = run(device, scatter_add, np.empty(2000), np.ones(index.size), index, shape=(2000,))
+    assert np.array_equal(made, np.bincount(index, minlength=2000))
 
 
 def test_one_bad_value_spoils_its_place_alone(device):

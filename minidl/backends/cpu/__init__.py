@@ -46,7 +46,6 @@ def run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, An
 def _run_users(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, Any]) -> list[np.ndarray]:
     """Results of a user's kernel."""
     outputs = [np.empty(spec.shape, spec.dtype) for spec in specs]
-    arrays = [np.require(x, requirements=["C", "A", "W"]) if type(x) is np.ndarray else x for x in arrays]
     op.kernels["cpu"](*outputs, *arrays, **params)
     return outputs
 

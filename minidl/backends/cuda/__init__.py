@@ -27,7 +27,7 @@ ROOMS = {
     "gather": "indexing", "scatter_add": "indexing", "scatter": "indexing",
     "argsort": "sorting", "argmax": "sorting",
     "cumsum_along": "scan", "cumprod_along": "scan",
-    "spacing": "indexing",
+    "spacing": "elements",
 }  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def _full(y: Any, *, shape: tuple[int, ...], value: Any, dtype: str, device: str
 
 def _transfer(y: Any, x: Any, *, device: str) -> None:
     if isinstance(x, np.ndarray):
-        y.set(np.ascontiguousarray(x))
+        y.set(np.asarray(x, order="C"))
     else:
         loops.copy(y, x)
 

@@ -487,7 +487,7 @@ def copy_each(targets: Sequence[Any], sources: Sequence[Any]) -> None:
     held = []
     for target, source in zip(targets, sources):
         if isinstance(source, np.ndarray):
-            source = cupy.asarray(np.ascontiguousarray(source))
+            source = cupy.asarray(np.asarray(source, order="C"))
             held.append(source)
         if not target.size:
             continue
@@ -647,7 +647,8 @@ def _map_kind(op: Any, specs: tuple[Any, ...], arrays: Sequence[Any], params: di
 def _flat_loop(op: Any, specs: tuple[Any, ...], arrays: Sequence[Any], params: dict[str, Any]) -> Any:
     """The op as a loop over flat arrays; buffers are numbered, operands first, then results."""
     number = next((x.dtype for x in arrays if hasattr(x, "dtype") and x.dtype.kind == "f"), specs[0].dtype)
-    dtypes = [getattr(x, "dtype", np.dtype(bool) if isinstance(x, bool) else number) for x in arrays]
+    truth = np.dtype(bool)
+    dtypes = [getattr(x, "dtype", truth if op.input_type(i) == "b" else number) for i, x in enumerate(arrays)]
     if op.text is None:
         return op.loop(tuple(dtypes), (True,) * len(arrays), params)
     loads = [Step("", (), dtype.name, access=Access(i, 0, (1,))) for i, dtype in enumerate(dtypes)]

@@ -23,9 +23,10 @@ def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
     try:
         return work()
     except cupy.cuda.memory.OutOfMemoryError as error:
-        asked = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+        nbytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+        asked = f"{nbytes:,} bytes are asked for" if specs else str(error)
         free, total = cupy.cuda.runtime.memGetInfo()
         raise NoRoom(
-            f"{who}: the GPU has no room: {asked:,} bytes are asked for, {free:,} of {total:,} are free. Use smaller "
+            f"{who}: the GPU has no room: {asked}, {free:,} of {total:,} are free. Use smaller "
             "mini-batches, let go of arrays that are not needed any more, or gather them to the host."
         ) from error
