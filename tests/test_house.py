@@ -105,6 +105,22 @@ def test_the_engine_never_names_an_op():
                 assert node.value not in OPS, f"{path.name}:{node.lineno} names the op {node.value!r}"
 
 
+def test_every_cuda_kernel_says_what_it_costs():
+    """What it computes, its grid, its shared memory and its floor stand in the comment before each kernel."""
+    texts = {path.name: path.read_text() for path in (ROOT / "kernels" / "cuda").glob("*.cu*")}
+    texts["printed.py"] = (ROOT / "minidl" / "backends" / "cuda" / "printed.py").read_text()
+    texts["many.py"] = (ROOT / "minidl" / "backends" / "cuda" / "many.py").read_text()
+    count = 0
+    for name, text in texts.items():
+        for found in re.finditer(r'((?://[^\n]*\n)*)(?:#[^\n]*\n)*extern "C" __global__', text):
+            comment = found[1].lower()
+            line = text[: found.start(0)].count("\n") + 1
+            count += 1
+            for word in ("floor", "block", "shared memory"):
+                assert word in comment, f"{name}:{line}: the kernel's comment does not speak of its {word}"
+    assert count > 20
+
+
 def test_importing_is_light():
     heavy = ["cupy", "numba", "llvmlite", "matplotlib", "sklearn", "scipy", "torch", "pandas", "h5py", "tqdm"]
     code = f"import sys, minidl; print([name for name in {heavy} if name in sys.modules])"

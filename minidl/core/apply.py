@@ -35,17 +35,16 @@ def apply(op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
     A MAP op keeps labels and expands by label; other ops are about positions and give unlabelled results.
     """
     operands = [x if type(x) in _READY else handles.operand(op.name, x, is_kept=_keeps(op)) for x in inputs]
-    if backends.has_used_gpu():
-        operands = _on_one_device(operands)
     labels = ""
     if op.is_map:
         first = _uniform(operands) if op.is_float else None
         if first is not None:  # the usual case: nothing to expand, nothing to cast
             labels = first._labels
         else:
-            operands, labels = _expand(op, operands)
+            operands, labels = _expand(op, _on_one_device(operands))
             _unify(op, operands)
     else:
+        operands = _on_one_device(operands)
         _unify(op, operands)
     outputs = compute(op, tuple([x._value if type(x) is handles.DLArray else x for x in operands]), params)
     if len(outputs) == 1:
@@ -141,6 +140,8 @@ def _explained() -> Iterator[None]:
 
 def _on_one_device(operands: list[Any]) -> list[Any]:
     """The operands, those in the host's memory brought to the GPU if there is one there already."""
+    if not backends.has_used_gpu():
+        return operands
     devices = [x._value.spec.device for x in operands if type(x) is handles.DLArray]
     if len(set(devices)) < 2:
         return operands

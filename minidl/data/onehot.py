@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from minidl.core.device import gpu_array, host, is_on_gpu
 from minidl.core.dlarray import DLArray
 from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, nearest
 from minidl.core.options import options
@@ -80,7 +81,7 @@ def onehotencode(A: Any, featureDim: int, typename: DTypeLike = "double", *, Cla
 def onehotdecode(B: Any, classes: Any, featureDim: int | str, typename: DTypeLike = "categorical") -> Array:
     """The class with the highest score: the inverse of `onehotencode`, and the decision of a classifier.
 
-    B          : scores or probabilities, array or dlarray.
+    B          : scores or probabilities, array or dlarray; from the GPU they are copied.
     classes    : the classes, one for each entry along featureDim.
     featureDim : the dimension that counts the classes, from 0; for a formatted dlarray also its label, "C".
     typename   : "categorical" (labels of the type that classes have), "string", or for numeric classes a numeric type.
@@ -95,7 +96,7 @@ def onehotdecode(B: Any, classes: Any, featureDim: int | str, typename: DTypeLik
     array(['dog', 'cat'], dtype='<U11')
     """
     dim = _feature_dim(B, featureDim)
-    scores = np.asarray(B)
+    scores = host(gpu_array("onehotdecode", B)) if not isinstance(B, DLArray) and is_on_gpu(B) else np.asarray(B)
     known = _pandas_categorical(classes)
     names = np.asarray(known.categories.tolist() if known is not None else classes).ravel()
     if scores.dtype.kind not in "fiub":

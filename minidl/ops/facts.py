@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidl.core.device import gpu_array, gpu_complaint, host, is_on_gpu, need_gpu
-from minidl.core.dlarray import DLArray, Operand, public
+from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import DTypeError, LabelError, OptionError, nearest
 from minidl.core.labels import LETTERS, check_format
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, TYPE_NAMES
@@ -244,7 +244,7 @@ def _is_equal(a: Any, b: Any) -> bool:
 
 
 def _is_arraylike(x: Any) -> bool:
-    return isinstance(x, (DLArray, np.ndarray, np.generic))
+    return isinstance(x, (DLArray, np.ndarray, np.generic)) or is_on_gpu(x)
 
 
 # types ----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def underlyingType(X: Any) -> str:
     >>> underlyingType(array(np.float32([1.0]))), underlyingType(1.0)
     ('single', 'double')
     """
-    dtype = X.dtype if isinstance(X, DLArray) else np.asarray(X).dtype
+    dtype = X.dtype if hasattr(X, "dtype") else np.asarray(X).dtype
     return TYPE_NAMES.get(dtype, dtype.name)
 
 
@@ -287,7 +287,7 @@ def cast(X: Any, type: Any) -> Any:
     """X in another type.
 
     type : "single", "double" or "logical", or a NumPy dtype of one of them. Logical: whether other than 0.
-    Returns a dlarray for a dlarray, traced and with its labels; a NumPy array for anything else.
+    Returns a dlarray for a dlarray, traced and with its labels; a CuPy array for one on a GPU; otherwise a NumPy array.
     Raises DTypeError for other types: dlarrays hold no integers.
 
     >>> cast(array([0.0, 2.0]), "logical").tolist()
@@ -295,6 +295,8 @@ def cast(X: Any, type: Any) -> Any:
     """
     dtype = _dtype(type)
     if not isinstance(X, DLArray):
+        if is_on_gpu(X):
+            return cast(dlarray(X), type).extractdata()
         data = np.asarray(X)
         if data.dtype.kind not in "fiub":
             raise DTypeError(f"{TYPE_NAMES[dtype]}: real numbers are wanted; got {data.dtype}. Encode them first.")

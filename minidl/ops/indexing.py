@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidl.core.apply import constant
-from minidl.core.device import host
+from minidl.core.device import gpu_array, host, is_on_gpu
 from minidl.core.dlarray import DLArray, Operand, numbers, public
 from minidl.core.errors import DTypeError, LabelError, ShapeError, SubscriptError
 from minidl.core.labels import describe, positions
@@ -225,6 +225,8 @@ def _subscript(k: Any) -> Any:
         if k.dtype.kind == "f":
             return k
         k = numbers(k)  # which elements a mask takes decides the size of the result
+    elif is_on_gpu(k):
+        k = host(gpu_array("X[...]", k))
     if isinstance(k, (list, tuple, range)):
         k = np.asarray(k) if len(k) else np.zeros(0, np.int64)
     if isinstance(k, np.generic):

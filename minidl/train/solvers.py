@@ -350,7 +350,9 @@ def _wrap(who: str, x: Any) -> DLArray:
 
 def _unwrap(y: DLArray, like: Any) -> Any:
     data = y.extractdata()
-    return data if isinstance(like, np.ndarray) or is_on_gpu(like) else data.item() if isinstance(like, (int, float)) else data[()]
+    if isinstance(like, np.ndarray) or is_on_gpu(like):
+        return data
+    return data.item() if isinstance(like, (int, float)) else data[()]
 
 
 def _zeros_like(p: DLArray) -> DLArray:

@@ -1,4 +1,4 @@
-"""Finding a GPU: every way in which there is none, or none that can be used, has its own words. Memory that runs out."""
+"""Finding a GPU: every way in which there is none, or none that can be used, has its own words. Memory runs out."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_the_error_names_the_bytes(shim, explained):
     x = gpuArray(dlarray(np.zeros(1000)))
     with cusim.limit_memory(100):
         explained(lambda: x + 1, DeviceMemoryError, "plus: the GPU has no room: 8,000 bytes are asked for, 100 of")
-        explained(lambda: gpuArray(np.zeros(500)), DeviceMemoryError, "4000 bytes")
+        explained(lambda: gpuArray(np.zeros(500)), DeviceMemoryError, "4,000 bytes are")
         explained(lambda: next(minibatchqueue(arrayDatastore(np.zeros(500)), MiniBatchSize=500)), DeviceMemoryError,
                   "minibatchqueue: output 0:")  # fmt: skip
     assert (x + 1).device == "gpu"

@@ -1,4 +1,4 @@
-"""Loops as CUDA C++: every form of reduction, shares and slices, layouts, wide subscripts, many arrays in one launch."""
+"""Loops as CUDA C++: every form of reduction, shares, slices, layouts, wide subscripts, many arrays in one launch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.programs import LAYOUTS, assert_close, recorded
 
 import minidl as m
 from minidl.backends import reference
-from minidl.backends.cuda import loops
+from minidl.backends.cuda import loops, many, printed
 from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.apply import apply_each, constant
 from minidl.core.device import host
@@ -50,10 +50,14 @@ def subsets(rank):
 
 
 # reductions -------------------------------------------------------------------------------------------------------
+FORMS = [((300, 7), (1,)), ((4, 300, 3), (1,)), ((300, 4), (0,)), ((20000,), (0,)), ((3, 5000), (1,)), ((5000, 3), (0,)),
+         ((40, 6, 50), (0, 2))]  # fmt: skip
+SHAPES = [(7, 2000), (9, 1023), (1025, 3, 10), (3, 1025, 10), (10, 3, 1025), (13001, 1)]
+
+
 @pytest.mark.parametrize("name", ["sum", "prod", "max", "min", "any", "all"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape, axes", [((300, 7), (1,)), ((4, 300, 3), (1,)), ((300, 4), (0,)), ((20000,), (0,)),
-                                         ((3, 5000), (1,)), ((5000, 3), (0,)), ((40, 6, 50), (0, 2))], ids=str)  # fmt: skip
+@pytest.mark.parametrize("shape, axes", FORMS, ids=str)
 def test_every_form_of_every_reduction(device, name, dtype, shape, axes):
     x = 1 + 0.0005 * RANDOM.normal(size=shape)
     x[RANDOM.random(shape) < 0.01] = np.nan if name in ("max", "min") else 1
@@ -84,7 +88,7 @@ def test_reductions_of_nothing(device, shape, axes):
         assert_close(replayed(device, reduction(name, axes), x), expected)
 
 
-@pytest.mark.parametrize("shape", [(7, 2000), (9, 1023), (1025, 3, 10), (3, 1025, 10), (10, 3, 1025), (13001, 1)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_several_reductions_of_one_loop(device, shape):
     x = RANDOM.integers(-8, 8, shape).astype(np.float32)  # sums of whole numbers are exact
     x.reshape(-1)[-1] = 99
@@ -115,11 +119,11 @@ def test_long_sums_in_single_keep_their_digits(device, shape, axes):
     assert np.max(np.abs(y - exact) / exact) < 1e-6
 
 
-@pytest.mark.parametrize("outputs, length, is_row", [*itertools.product((0, 1, 5, 300, 10**6), (0, 1, 9, 10**6), (True, False))])
-def test_shares_leave_nothing_out(outputs, length, is_row):
-    lanes, columns, slices = loops.shares(outputs, length, is_row)
-    assert 1 <= lanes * columns <= loops.THREADS and lanes & (lanes - 1) == columns & (columns - 1) == 0
-    assert slices == 1 or -(-length // slices) * (slices - 1) < length, "no slice is empty"
+def test_shares_leave_nothing_out():
+    for outputs, length, is_row in itertools.product((0, 1, 5, 300, 10**6), (0, 1, 9, 10**6), (True, False)):
+        lanes, columns, slices = printed.shares(outputs, length, is_row)
+        assert 1 <= lanes * columns <= printed.THREADS and lanes & (lanes - 1) == columns & (columns - 1) == 0
+        assert slices == 1 or -(-length // slices) * (slices - 1) < length, "no slice is empty"
 
 
 # maps -------------------------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ def test_results_keep_the_memory_order_of_their_operands(device, layout):
 
 
 def test_more_than_one_iteration_per_thread(device):
-    x = RANDOM.normal(size=(1, loops.LARGE + 77)).astype(np.float32)
+    x = RANDOM.normal(size=(1, printed.LARGE + 77)).astype(np.float32)
     assert np.array_equal((on(device, x) * 2 + 1).numpy(), x * np.float32(2) + np.float32(1))
 
 
@@ -153,12 +157,9 @@ def test_subscripts_of_64_bits(device):
     load = Step("", (), "float64", access=Access(0, 0, (1 << 31, 2)))
     loop = Loop((1, 3), [load, Step("({0} + {1})", (Temp(0), 1.0), "float64", "float64")],
                 [Store(Temp(1), Access(1, 0, (3, 1)), "float64")])  # fmt: skip
-    assert loops._index_type(loop) == "unsigned"  # one step along a dimension of size 1 is none
+    assert printed.index_type(loop) == "unsigned"  # one step along a dimension of size 1 is none
     far = Loop((2, 3), loop.steps, loop.stores)
-    assert loops._index_type(far) == "i64"
-    printed = loops.Printed(Loop((1, 3), loop.steps, loop.stores), is_fixed=False)
-    text = printed.parts[0].text.replace("unsigned first", "i64 first").replace("(unsigned)", "(i64)")
-    assert text != printed.parts[0].text
+    assert printed.index_type(far) == "i64"
     loops.bind_loop(loop, {0: x, 1: y}.__getitem__)()
     assert host(y).tolist() == [1.0, 3.0, 5.0]
 
@@ -166,8 +167,9 @@ def test_subscripts_of_64_bits(device):
 def test_copies_between_all_types_and_layouts(device):
     x = RANDOM.normal(size=(4, 6))
     x[0, :3] = 0
+    views = (lambda a: a, lambda a: a[::-1, 1::2], lambda a: a.transpose(1, 0))
     for before, after in itertools.product(("float32", "float64", "bool"), repeat=2):
-        for source, target in itertools.product((lambda a: a, lambda a: a[::-1, 1::2], lambda a: a.transpose(1, 0)), repeat=2):
+        for source, target in itertools.product(views, repeat=2):
             held, filled = device.array(x.astype(before)), device.array(np.zeros_like(x).astype(after))
             view, into = source(held), target(filled)
             if view.shape == into.shape:
@@ -204,13 +206,13 @@ def test_rows_of_other_orders_and_types(device):
 
 
 def test_copy_each_takes_what_lies_otherwise_too(device):
-    xs = [RANDOM.normal(size=(30, 40)), RANDOM.normal(size=(4, 5)).T, np.float32(RANDOM.normal(size=5000)), np.array(2.0),
-          np.zeros((0, 2)), RANDOM.random((3, 3)) > 0.5]  # fmt: skip
+    xs = [RANDOM.normal(size=(30, 40)), RANDOM.normal(size=(4, 5)).T, np.float32(RANDOM.normal(size=5000)),
+          np.array(2.0), np.zeros((0, 2)), RANDOM.random((3, 3)) > 0.5]  # fmt: skip
     targets = [device.empty(x.shape, x.dtype) for x in xs]
     sources = [x if k % 2 else device.array(x) for k, x in enumerate(xs)]
-    loops.copy_each(targets, sources)
+    many.copy_each(targets, sources)
     assert all(np.array_equal(host(y), x) for y, x in zip(targets, xs))
-    made = loops.copies([device.array(x) for x in xs])
+    made = many.copies([device.array(x) for x in xs])
     for y, x in zip(made, xs):
         assert np.array_equal(host(y), x) and y.dtype == x.dtype
         assert order_of(y) == order_of(x) or not x.size

@@ -63,7 +63,7 @@ def complaints(report: Report, arch: str, text: str, threads: int, dynamic: int)
         found.append(f"{threads} threads with {report.registers} registers each do not fit a multiprocessor")
     allowed = ANGLE_STACK if ANGLES.search(text) else SMALL_STACK if report.registers < most else 0
     if report.stack > allowed:
-        what = f"{report.spilled} bytes of it spilled" if report.spilled else "an array with subscripts not known before"
+        what = f"{report.spilled} bytes are spilled" if report.spilled else "an array with subscripts not known before"
         found.append(f"{report.stack} bytes of stack, {what}; {report.registers} registers of {most}")
     if report.shared > STATIC_SHARED or report.shared + dynamic > LARGEST_SHARED[arch] << 10:
         found.append(f"{report.shared} bytes of static and {dynamic} of dynamic shared memory are too many")
@@ -79,7 +79,7 @@ def test_every_kernel_fits(arch):
             continue
         assert set(uses) <= {report.name for report in reports}
         for report in reports:
-            if report.name in uses:
+            if report.name in uses and uses[report.name].threads:
                 use = uses[report.name]
                 constants = ", ".join(re.findall(r"^#define (\w+ .*)$", text.split("// What every kernel")[0], re.M))
                 wrong = complaints(report, arch, text, use.threads, use.dynamic)

@@ -255,7 +255,7 @@ def _statistics(dtype: str, setting: str) -> KernelCall:
         y, parts = library.empty((3000, 20), dtype), library.empty(about.shape, dtype)
         contract.contract(y, a, b, nest, precision=setting, slots=slots, extras=(level,), statistics=parts)
         mean, var = library.empty(20, dtype), library.empty(20, dtype)
-        contract.merge_statistics(mean, var, parts, rows=about.rows, count=about.count)
+        contract.merge_statistics(mean, var, parts, rows=about.rows, count=about.total)
         return [y, mean, var]
 
     return KernelCall("contract with statistics", inputs, work, setting)

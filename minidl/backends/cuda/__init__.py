@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import precision, reference
-from minidl.backends.cuda import detect, loops
+from minidl.backends.cuda import detect, loops, many
 from minidl.backends.cuda.detect import complaint as complaint
 from minidl.backends.cuda.memory import with_room
 from minidl.kernels.cuda import launch
@@ -57,7 +57,7 @@ def _run(op: Any, specs: tuple[Any, ...], arrays: list[Any], params: dict[str, A
 def run_each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[list[Any]]:
     """Results of a MAP op with a body for many (specs, arrays), in one launch."""
     specs = tuple([spec for row, _ in rows for spec in row])
-    return with_room(lambda: loops.run_each(op, rows, params), op.name, specs)
+    return with_room(lambda: many.run_each(op, rows, params), op.name, specs)
 
 
 def has_kernel(op: Any) -> bool:
@@ -230,10 +230,11 @@ def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int,
     return launch.cupy().lib.stride_tricks.as_strided(memory[offset:], shape, tuple([n * size for n in strides]))
 
 
-copy_each, copies = loops.copy_each, loops.copies
+copy_each, copies = many.copy_each, many.copies
 
 
 def forget() -> None:
     """Forget what is known of the GPU and everything that lies on it, as if nothing had been computed there yet."""
     detect.forget()
     loops.forget()
+    many.forget()

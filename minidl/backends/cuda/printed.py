@@ -1,0 +1,355 @@
+"""Loops printed as CUDA C++: a thread per iteration, or, where numbers are combined, threads that share a result.
+
+Two kinds of kernels. `map`: iterations in memory order, neighbouring threads at neighbouring places. `reduce`: a block
+has COLUMNS results and LANES threads for each; every thread combines its share in order, the lanes' numbers meet in a
+tree, and where there are few results but many numbers, slices of them are combined by a second kernel, `merge`.
+Everything is in a fixed order that depends on sizes alone.
+
+Texts of plain calls leave sizes and strides open, so that one module serves all sizes; those of programs have them as
+constants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minidl.backends.loop import Temp
+from minidl.kernels.cuda import launch
+
+THREADS = 256
+UNROLL = 4  # iterations of a thread of `map`, from LARGE on
+LARGE = 1 << 18
+BLOCKS = 512  # with fewer blocks than about this a GPU is not full
+
+_NUMBER = re.compile(r"(?<![\w{.])(\d+(?:\.\d+)?)(?![\w}.])")
+_WORD = re.compile(r"([a-z_]\w*)\(")
+
+
+class Number(int):
+    """A buffer that is no array: the number of an operand that the kernel is given by value."""
+
+
+@dataclasses.dataclass
+class Part:
+    """One kernel of a loop: text, name, launch, and its arguments, which are found in this order:
+
+    ("array", buffer, offset)  address of an element of a buffer
+    ("number", n)              a whole number
+    ("value", operand)         an operand that is a number
+    ("scratch", k)             address of the k-th scratch array
+    """
+
+    text: str
+    name: str
+    grid: tuple[int, ...]
+    threads: int
+    arguments: list[tuple[Any, ...]]
+
+    def kernel(self) -> Any:
+        """The compiled kernel."""
+        return launch.compiled(self.text, self.name)
+
+
+class Printed:
+    """A loop as kernels, to be launched in order, and the scratch arrays (elements, type) that they need."""
+
+    def __init__(self, loop: Any, *, is_fixed: bool) -> None:
+        self._is_fixed = is_fixed
+        self.scratch: list[tuple[int, np.dtype[Any]]] = []
+        self.parts: list[Part] = []
+        reduced = {id(s): tuple([k for k, n in enumerate(s.access.strides) if n == 0]) for s in loop.stores}
+        plain = [s for s in loop.stores if not s.combine or not reduced[id(s)]]
+        groups: dict[tuple[int, ...], list[Any]] = {}
+        for store in loop.stores:
+            if store.combine and reduced[id(store)]:
+                groups.setdefault(reduced[id(store)], []).append(store)
+        if not groups:
+            self._map(loop, plain)
+        for over, stores in groups.items():  # what is stored as it is goes with the first of them
+            self._reduce(loop, over, stores, plain)
+            plain = []
+
+    def in_bytes(self, sizes: dict[Any, int]) -> Printed:
+        """This, with offsets into buffers in bytes; sizes: those of a buffer's elements."""
+        for part in self.parts:
+            part.arguments = [
+                (kind, what, more[0] * sizes[what]) if kind == "array" else (kind, what, *more)
+                for kind, what, *more in part.arguments
+            ]
+        return self
+
+    # kernels ----------------------------------------------------------------------------------------------------
+    def _map(self, loop: Any, stores: list[Any]) -> None:
+        total = math.prod(loop.sizes)
+        unroll = UNROLL if total >= LARGE else 1
+        body = _Body(loop, stores, self._is_fixed)
+        count = body.number("total", total)
+        lines = body.places(range(len(loop.sizes)), "i")
+        lines += body.steps() + body.plain(stores)
+        text = f"""
+// One thread per iteration of a loop, {unroll} of them each. Blocks of {THREADS} threads over all iterations; no shared
+// memory. Floor: the bytes of the arrays, each read or written once.
+extern "C" __global__ void __launch_bounds__({THREADS}) map({body.parameters()}) {{
+  {body.index} first = ({body.index})blockIdx.x * {THREADS * unroll} + threadIdx.x;
+#pragma unroll
+  for (int u = 0; u < {unroll}; u++) {{
+    {body.index} i = first + u * {THREADS};
+    if (i < {count}) {{
+{indented(lines, 6)}
+    }}
+  }}
+}}
+"""
+        self._add(text, "map", (-(-total // (THREADS * unroll)),), body.arguments)
+
+    def _reduce(self, loop: Any, over: tuple[int, ...], stores: list[Any], plain: list[Any]) -> None:
+        kept = [k for k in range(len(loop.sizes)) if k not in over]
+        outputs, length = (math.prod(loop.sizes[k] for k in dims) for dims in (kept, over))
+        is_row = bool(loop.sizes) and len(loop.sizes) - 1 in over
+        lanes, columns, slices = shares(outputs, length, is_row)
+        body = _Body(loop, stores + plain, self._is_fixed)
+        count, reach = body.number("outputs", outputs), body.number("length", length)
+        share = body.number("share", -(-length // slices))
+        wide = [_wide(store) for store in stores]
+        before = [f"{c} v{j} = {_literal(s.identity, c)};" for j, (s, c) in enumerate(zip(stores, wide))]
+        inner = body.places(over, "r") + body.steps() + body.plain(plain)
+        after = []
+        for j, (store, c) in enumerate(zip(stores, wide)):
+            inner.append(f"v{j} = {_combined(store, f'v{j}', f'({c})t{int(store.source)}')};")
+            after += [f"{c} *s{j} = ({c} *)space;", f"s{j}[threadIdx.x] = v{j};", "__syncthreads();"]
+            after += [f"for (int half = {lanes // 2}; half; half /= 2) {{"]
+            other = f"s{j}[threadIdx.x + half * {1 if is_row else columns}]"
+            after += [f"  if (lane < half) s{j}[threadIdx.x] = {_combined(store, f's{j}[threadIdx.x]', other)};"]
+            after += ["  __syncthreads();", "}"]
+            if slices == 1:
+                at = body.store_at(store)
+                after.append(f"if (lane == 0 && at < {count}) {at} = ({ctype(store.dtype)})s{j}[threadIdx.x];")
+            else:
+                self.scratch.append((slices * outputs, np.dtype(_NAMES[c])))
+                body.arguments.append(("scratch", len(self.scratch) - 1))
+                body.declared.append(f"{c} *__restrict__ partial{j}")
+                place = f"partial{j}[({body.index})blockIdx.y * {count} + at]"
+                after.append(f"if (lane == 0 && at < {count}) {place} = s{j}[threadIdx.x];")
+            if j + 1 < len(stores):
+                after.append("__syncthreads();")
+        lane, column = f"threadIdx.x % {lanes}", f"threadIdx.x / {lanes}"
+        if not is_row:
+            lane, column = f"threadIdx.x / {columns}", f"threadIdx.x % {columns}"
+        text = f"""
+// Results along the kept dimensions, numbers combined along the others: {columns} results a block, {lanes} threads
+// each, blockIdx.y counts slices. Shared memory: 8 bytes a thread. Floor: the bytes of the arrays, each read once.
+extern "C" __global__ void __launch_bounds__({lanes * columns}) reduce({body.parameters()}) {{
+  __shared__ double space[{lanes * columns}];
+  int lane = {lane};
+  {body.index} at = ({body.index})blockIdx.x * {columns} + {column};
+{indented(before, 2)}
+  {body.index} begin = ({body.index})blockIdx.y * {share}, end = begin + {share} < {reach} ? begin + {share} : {reach};
+  {body.index} a = at;
+{indented(body.places(kept, "a"), 2)}
+  if (at < {count}) {{
+    for ({body.index} q = begin + lane; q < end; q += {lanes}) {{
+      {body.index} r = q;
+{indented(inner, 6)}
+    }}
+  }}
+{indented(after, 2)}
+}}
+"""
+        self._add(text, "reduce", (-(-outputs // columns), slices), body.arguments, lanes * columns)
+        if slices > 1:
+            self._merge(loop, kept, stores, slices, outputs)
+
+    def _merge(self, loop: Any, kept: list[int], stores: list[Any], slices: int, outputs: int) -> None:
+        body = _Body(loop, [], self._is_fixed)
+        count, lines = body.number("outputs", outputs), []
+        many = body.number("slices", slices)
+        for j, store in enumerate(stores):
+            c = _wide(store)
+            body.arguments.append(("scratch", len(self.scratch) - len(stores) + j))
+            body.declared.append(f"const {c} *__restrict__ partial{j}")
+            lines += [f"{c} v{j} = partial{j}[at];", f"for (int s = 1; s < {many}; s++)"]
+            lines += [f"  v{j} = {_combined(store, f'v{j}', f'partial{j}[({body.index})s * {count} + at]')};"]
+            lines += [f"{body.store_at(store)} = ({ctype(store.dtype)})v{j};"]
+        text = f"""
+// The slices of each result of `reduce`, combined in order: a thread per result, blocks of {THREADS}; no shared memory.
+// Floor: the bytes of the slices, each read once.
+extern "C" __global__ void __launch_bounds__({THREADS}) merge({body.parameters()}) {{
+  {body.index} at = ({body.index})blockIdx.x * {THREADS} + threadIdx.x;
+  if (at < {count}) {{
+    {body.index} a = at;
+{indented(body.places(kept, "a") + lines, 4)}
+  }}
+}}
+"""
+        self._add(text, "merge", (-(-outputs // THREADS),), body.arguments)
+
+    def _add(
+        self, text: str, name: str, grid: tuple[int, ...], arguments: list[Any], threads: int = THREADS
+    ) -> None:
+        self.parts.append(Part(launch.text_of("words.cuh") + text, name, grid, threads, list(arguments)))
+
+
+def shares(outputs: int, length: int, is_row: bool) -> tuple[int, int, int]:
+    """(threads for each result, results of a block, slices): how a reduction is divided, from its sizes alone."""
+    if is_row:
+        most = THREADS if outputs < 4 * BLOCKS else 32
+        lanes = min(most, _power(max(length, 1)))
+        columns = max(1, min(THREADS // lanes, _power(max(outputs, 1))))
+    else:
+        columns = min(32, _power(max(outputs, 1)))
+        if length <= 8 and outputs >= THREADS:
+            columns = THREADS
+        lanes = min(THREADS // columns, _power(max(length, 1)))
+    blocks = max(1, -(-outputs // columns))
+    slices = max(1, min(BLOCKS // blocks, length // (lanes * 16)))
+    return lanes, columns, slices
+
+
+def _power(n: int) -> int:
+    """The largest power of two up to n."""
+    return 1 << (n.bit_length() - 1)
+
+
+class _Body:
+    """The lines of an iteration, and the parameters and arguments of the kernel that they are part of."""
+
+    def __init__(self, loop: Any, stores: list[Any], is_fixed: bool) -> None:
+        self._loop, self._is_fixed = loop, is_fixed
+        self.declared: list[str] = []
+        self.arguments: list[tuple[Any, ...]] = []
+        self._used = _needed(loop, stores)
+        self.index = index_type(loop)
+        self._sizes = [self.number(f"n{k}", n) if k else "" for k, n in enumerate(loop.sizes)]
+        self._at: dict[int, str] = {}
+
+    def number(self, name: str, n: int) -> str:
+        """A whole number: a constant of the text, or a parameter."""
+        if self._is_fixed:
+            return str(n)
+        self.declared.append(f"i64 {name}_")
+        self.arguments.append(("number", n))
+        return f"({self.index}){name}_"
+
+    def places(self, dims: Sequence[int], counter: str) -> list[str]:
+        """The subscripts along some dimensions, from the number of an iteration, which is used up."""
+        lines = []
+        for k in reversed(list(dims)[1:]):
+            n = self._sizes[k]
+            lines += [f"{self.index} i{k} = {counter} % {n};", f"{counter} /= {n};"]
+        return lines + [f"{self.index} i{k} = {counter};" for k in list(dims)[:1]]
+
+    def steps(self) -> list[str]:
+        """What an iteration loads and computes."""
+        lines = []
+        for i, step in enumerate(self._loop.steps):
+            if i not in self._used:
+                continue
+            c = ctype(step.dtype)
+            if step.access is None:
+                lines.append(f"{c} t{i} = {expression(step)};")
+            elif isinstance(step.access.buffer, Number):
+                self.declared.append(f"double l{i}")
+                self.arguments.append(("value", int(step.access.buffer)))
+                lines.append(f"{c} t{i} = ({c})l{i};")
+            else:
+                self.declared.append(f"const {c} *__restrict__ x{i}")
+                self.arguments.append(("array", step.access.buffer, step.access.offset))
+                lines.append(f"{c} t{i} = x{i}[{self._subscript(f'x{i}', step.access)}];")
+        return lines
+
+    def plain(self, stores: list[Any]) -> list[str]:
+        """What an iteration stores."""
+        return [f"{self.store_at(store)} = t{int(store.source)};" for store in stores]
+
+    def store_at(self, store: Any) -> str:
+        """The element that a store fills."""
+        name = f"y{len(self._at)}"
+        self._at[id(store)] = name
+        self.declared.append(f"{ctype(store.dtype)} *__restrict__ {name}")
+        self.arguments.append(("array", store.access.buffer, store.access.offset))
+        return f"{name}[{self._subscript(name, store.access)}]"
+
+    def _subscript(self, name: str, access: Any) -> str:
+        terms = []
+        for k, stride in enumerate(access.strides):
+            if stride == 1:
+                terms.append(f"i{k}")
+            elif stride != 0:
+                terms.append(f"i{k} * {self.number(f'{name}s{k}', stride)}")
+        return " + ".join(terms) or "0"
+
+    def parameters(self) -> str:
+        return ", ".join(self.declared)
+
+
+def _needed(loop: Any, stores: list[Any]) -> set[int]:
+    used = {int(s.source) for s in stores}
+    for i in range(len(loop.steps) - 1, -1, -1):
+        if i in used:
+            used.update(int(x) for x in loop.steps[i].args if type(x) is Temp)
+    return used
+
+
+def index_type(loop: Any) -> str:
+    accesses = [s.access for s in (*loop.steps, *loop.stores) if s.access is not None]
+    reach = [sum(abs(s) * (n - 1) for s, n in zip(a.strides, loop.sizes)) for a in accesses]
+    if max([math.prod(loop.sizes) + UNROLL * THREADS * 2, *reach]) >= 1 << 31:
+        return "i64"
+    return "int" if any(s < 0 for a in accesses for s in a.strides) else "unsigned"
+
+
+# text -----------------------------------------------------------------------------------------------------------
+_NAMES = {name: dtype for dtype, name in launch.CTYPES.items()}
+
+
+def ctype(dtype: str) -> str:
+    return launch.CTYPES[dtype]
+
+
+def _wide(store: Any) -> str:
+    """The type in which a store's numbers are combined: sums and products of singles in double."""
+    is_sum = store.dtype == "float32" and ("+" in store.combine or "*" in store.combine)
+    return "double" if is_sum else ctype(store.dtype)
+
+
+def expression(step: Any) -> str:
+    c = ctype(step.dtype)
+    literal = ctype(step.literal_dtype or step.dtype)
+    arguments = [f"t{int(x)}" if type(x) is Temp else _literal(x, literal) for x in step.args]
+    if step.text == "cast({0})":
+        return f"({c})({arguments[0]})"
+    return _worded(step.text, literal).format(*arguments)
+
+
+@functools.cache
+def _worded(text: str, literal: str) -> str:
+    """A scalar text in C: its numbers in a type, its words by their names in words.cuh."""
+    return _WORD.sub(r"w_\1(", _NUMBER.sub(rf"({literal})\1", text))
+
+
+def _literal(x: Any, c: str) -> str:
+    if c == "bool":
+        return "true" if x else "false"
+    if c not in ("float", "double"):
+        return f"({c}){int(x)}"
+    with np.errstate(all="ignore"):  # a number too large for the type is inf
+        number = float(np.float32(x)) if c == "float" else float(x)
+    if number != number:
+        return f"not_a_number(({c})0)"
+    text = f"infinity(({c})0)" if math.isinf(number) else f"{abs(number)!r}{'f' if c == 'float' else ''}"
+    return f"(-{text})" if math.copysign(1, number) < 0 else text
+
+
+def _combined(store: Any, a: str, b: str) -> str:
+    return _worded(store.combine, _wide(store)).format(a, b)
+
+
+def indented(lines: list[str], depth: int) -> str:
+    return "\n".join(" " * depth + line for line in lines)
