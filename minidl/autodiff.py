@@ -153,13 +153,13 @@ def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) ->
     y: Any = outputs[0] if len(outputs) == 1 else outputs
     if op.vjp_rules is not None:
         rules = op.vjp_rules
-        found = [
+        found: Sequence[DLArray | None] = [
             rule(g, y, *inputs, **call.params) if want and (rule := rules[min(i, len(rules) - 1)]) else None
             for i, want in enumerate(needed)
         ]
     else:
-        found = op.vjp_rule(g, y, *inputs, **call.params)
-        found = found if isinstance(found, (tuple, list)) else (found,)
+        made = op.vjp_rule(g, y, *inputs, **call.params)
+        found = made if isinstance(made, (tuple, list)) else (made,)
     if op.is_users:
         check_gradients(op, inputs, found)
     return found

@@ -1,8 +1,9 @@
 """Ops of the user's own: docs/custom-ops.md is run as it stands; what can go wrong is explained.
 
 The page's CUDA C++ kernel runs on the shim (or a GPU), its Numba kernel in Numba's CUDA simulator, in a process of its
-own: the simulator is chosen before Numba is imported. It takes NumPy arrays only and has no `external_stream`; SIMULATED
-puts the memory of the shim's arrays in their place, by Numba's own hook for arguments, and says what a stream is.
+own: the simulator is chosen before Numba is imported. It takes NumPy arrays only and has no `external_stream`.
+SIMULATED puts the memory of the shim's arrays in their place, by Numba's own hook for arguments, and says what a stream
+is.
 """
 
 from __future__ import annotations

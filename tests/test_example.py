@@ -25,6 +25,12 @@ def module():
     return example
 
 
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    """The same on machines with a GPU."""
+    monkeypatch.setenv("MINIDL_DEVICE", "cpu")
+
+
 @pytest.fixture(scope="module")
 def digits(module):
     """The first of the generated digits."""
@@ -106,6 +112,25 @@ def test_the_seed_decides_weights_and_order(example, monkeypatch):
     assert len(losses[0]) == 2
 
 
+@pytest.mark.parametrize("options", [["--device", "gpu"], ["--whole-step"]])
+def test_on_a_gpu(example, digits, device, monkeypatch, capsys, options):
+    """With --device gpu, and with "auto" where there is one, all is computed there. Few digits: the shim is slow."""
+    few = [(X[..., :n], labels[:n], angles[:n]) for (X, labels, angles), n in zip(digits, (6, 3))]
+    monkeypatch.setattr(example, "load", lambda data: few)
+    expected = example.main(["--epochs", "1", "--batch", "2", "--device", "cpu"])
+    example.pyplot().close("all")
+    monkeypatch.delenv("MINIDL_DEVICE")
+    seen = set()
+    adamupdate = example.adamupdate
+    monkeypatch.setattr(example, "adamupdate", lambda p, *rest: seen.add(p.fc1.Weights.device) or adamupdate(p, *rest))
+    results = example.main(["--epochs", "1", "--batch", "2", *options])
+    assert seen == {"gpu"}
+    np.testing.assert_allclose(results.lossBaseline, expected.lossBaseline, rtol=1e-2)
+    np.testing.assert_allclose(results.lossAccelerated, results.lossBaseline, rtol=1e-2)
+    assert results.HitRate == pytest.approx(100 * (1 if "--whole-step" in options else 2) / 3)
+    assert files() == FIGURES
+
+
 # Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +200,7 @@ def test_a_batch_larger_than_the_data_is_refused(example):
         example.main(["--batch", "400"])
 
 
-def test_a_device_that_is_not_there_is_refused(example, monkeypatch):
-    monkeypatch.setenv("MINIDL_DEVICE", "cpu")
+def test_a_device_that_is_not_there_is_refused(example):
     with pytest.raises(DeviceError, match="gpuArray: no GPU can be used: .*MINIDL_DEVICE"):
         example.main(["--device", "gpu"])
 

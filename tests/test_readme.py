@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import minidl
@@ -36,6 +37,16 @@ def test_the_example_trains(monkeypatch, capsys):
     assert "recorded because" in shown and "conv_weight_grad" in shown and "\narena " in shown
     exec(compile(testing, "README.md", "exec"), names)
     assert names["accfun"].NumTraces == 1
+
+
+def test_the_lines_for_a_gpu(device, monkeypatch, capsys):
+    (lines,) = blocks("py")
+    X = minidl.dlarray([[1.0, 2.0]], "SC")
+    ds = minidl.combine(minidl.arrayDatastore(np.ones((4, 3))), minidl.arrayDatastore(np.ones((4, 2))))
+    names = {"ds": ds, "parameters": minidl.struct(w=X), "accfun": lambda p, X, T: (minidl.sum(p.w, "all"), p),
+             "preprocess": lambda X, T: (np.ones((3, 3, 1, len(X))), np.concatenate(T).T)}  # fmt: skip
+    exec(compile(lines, "README.md", "exec"), names)
+    assert names["loss"].device == "gpu" and capsys.readouterr().out == f"{minidl.dlarray(3.0)}\n"
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))

@@ -91,7 +91,8 @@ argmax(i64 *__restrict__ y, void *__restrict__ values, i64 *__restrict__ ranks, 
     ((T *)values)[item] = best.value, ranks[item] = best.rank;
 }
 
-// y[row] from the best of each part, [parts][rows]; a warp takes a row. Grid: rows / 8. Floor: these are read once.
+// y[row] from the best of each part, [parts][rows]; a warp takes a row. Grid: rows / 8. No shared memory. Floor: these
+// are read once.
 extern "C" __global__ void __launch_bounds__(THREADS)
 argmax_parts(i64 *__restrict__ y, const void *__restrict__ values, const i64 *__restrict__ ranks, i64 rows, i64 parts,
              PARAMETERS) {

@@ -38,7 +38,7 @@ DEVICE double column_sum(double value, double *shared) {
 // sums [chunks, 2, C]: the mean of each chunk of rows less x's first row, and the sum of squared deviations from it.
 // They come from sums of x - shift, where shift is the chunk's first row: near the numbers, so that no digits are lost
 // far from zero.
-// Floor: reads x, N * C numbers.
+// Grid: chunks x ceil(C / COLUMNS) blocks of THREADS. Shared memory: 8 bytes a thread. Floor: reads x, N * C numbers.
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_moments(double *__restrict__ sums, const T *__restrict__ x, i64 rows, i64 row_count) {
   __shared__ double shared[THREADS];
@@ -63,7 +63,8 @@ batchnorm_moments(double *__restrict__ sums, const T *__restrict__ x, i64 rows, 
 
 // y [N, C] = (x - mean) / sqrt(variance + epsilon) * scale + offset; mu, var [C], written by the first chunk's blocks.
 // The merge takes two passes over the chunks: their mean, then the squares about it. share = 1 / N.
-// Floor: reads x, writes y, 2 * N * C numbers.
+// Grid: chunks x ceil(C / COLUMNS) blocks of THREADS. Shared memory: 8 bytes a thread. Floor: reads x, writes y, 2 * N
+// * C numbers.
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_normalize(T *__restrict__ y, T *__restrict__ mu, T *__restrict__ var, const T *__restrict__ x,
                     const T *__restrict__ offset, const T *__restrict__ scale, const double *__restrict__ sums,
@@ -96,7 +97,8 @@ batchnorm_normalize(T *__restrict__ y, T *__restrict__ mu, T *__restrict__ var, 
 }
 
 // sums [chunks, 2, C]: for each chunk of rows, the sums of g and of g * (x - mu).
-// Floor: reads g and x, 2 * N * C numbers.
+// Grid: chunks x ceil(C / COLUMNS) blocks of THREADS. Shared memory: 8 bytes a thread. Floor: reads g and x, 2 * N * C
+// numbers.
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_grad_sums(double *__restrict__ sums, const T *__restrict__ g, const T *__restrict__ x,
                     const T *__restrict__ mu, i64 rows, i64 row_count) {
@@ -121,7 +123,8 @@ batchnorm_grad_sums(double *__restrict__ sums, const T *__restrict__ g, const T 
 
 // dx [N, C] = scale / deviation * (g - doffset / N - xhat * dscale / N); doffset, dscale [C]: sums over the rows of g and
 // of g * xhat, xhat = (x - mu) / deviation, deviation = sqrt(var + epsilon). share = 1 / N.
-// Floor: reads g and x, writes dx, 3 * N * C numbers.
+// Grid: chunks x ceil(C / COLUMNS) blocks of THREADS. Shared memory: 8 bytes a thread. Floor: reads g and x, writes
+// dx, 3 * N * C numbers.
 extern "C" __global__ void __launch_bounds__(THREADS)
 batchnorm_normalize_grad(T *__restrict__ dx, T *__restrict__ doffset, T *__restrict__ dscale, const T *__restrict__ g,
                          const T *__restrict__ x, const T *__restrict__ mu, const T *__restrict__ var,

@@ -344,7 +344,7 @@ DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *_
 
 // As `contract`, with a thread for each element of the result: where hardly anything that is read serves two of them,
 // as in channel-wise convolutions. Grid: per part and slice, a block for THREADS elements.
-// Floor: a, b and y moved once.
+// No shared memory. Floor: a, b and y moved once.
 extern "C" __global__ void __launch_bounds__(THREADS) contract_each(T *y, const T *__restrict__ a,
                                                                     const T *__restrict__ b, T *sums EXTRAS) {
 #if IS_EACH
@@ -362,7 +362,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_each(T *y, const 
   }
 
 // y = the slices' sums, added in order, in double. sums [SLICES][SUMS]. Grid: a block of 32 x 8 threads for each 32
-// elements; the thread (e, s) adds the slices s, s + 8, ... Floor: sums read once, y written once.
+// elements; the thread (e, s) adds the slices s, s + 8, ... Shared memory: 2 KB. Floor: sums read once, y written
+// once.
 extern "C" __global__ void __launch_bounds__(256) add_slices(T *y, const T *__restrict__ sums EXTRAS) {
 #if SLICES > 1
   __shared__ double shared[8][32];

@@ -10,7 +10,8 @@ DEVICE i64 place_of(i64 subscript, i64 size) {
 
 // y[o][k][c] = x[o][index[k]][c], `missing` for a subscript that is out of range.
 // y: [outer][taken][inner], x: [outer][size][inner] words, index: [taken]. Grid: words of y / 256, one thread for each.
-// Floor: y is written once, as much of x is read (whole sectors of 32 bytes where inner is less), index is read once.
+// No shared memory. Floor: y is written once, as much of x is read (whole sectors of 32 bytes where inner is less),
+// index is read once.
 extern "C" __global__ void __launch_bounds__(256)
 gather(void *y, const void *__restrict__ x, const i64 *__restrict__ index, i64 outer, i64 taken, i64 size, i64 inner,
        i64 missing) {
@@ -23,7 +24,7 @@ gather(void *y, const void *__restrict__ x, const i64 *__restrict__ index, i64 o
 
 // last[n] = the largest k with index[k] = n; it holds -1 before. last: [size], index: [taken]. Grid: taken / 256.
 // A largest number is the same in any order, so the result does not depend on which thread comes first.
-// Floor: index is read once, as many places of `last` are read and written.
+// No shared memory. Floor: index is read once, as many places of `last` are read and written.
 extern "C" __global__ void __launch_bounds__(256)
 mark(INDEX *last, const i64 *__restrict__ index, i64 taken, i64 size) {
   INDEX k = (INDEX)blockIdx.x * 256 + threadIdx.x;
@@ -34,7 +35,8 @@ mark(INDEX *last, const i64 *__restrict__ index, i64 taken, i64 size) {
 
 // y[o][n][c] = v[o][last[n]][c], or x[o][n][c] where last[n] is -1; with IS_NUMBER the number `bits` instead of v.
 // x, y: [outer][size][inner], v: [outer][taken][inner], last: [size]. Grid: elements of y / 256, one thread for each.
-// Each place of y asks who writes to it, so that y is written once, in order. Floor: y is written, v or x is read.
+// Each place of y asks who writes to it, so that y is written once, in order. No shared memory. Floor: y is written, v
+// or x is read.
 extern "C" __global__ void __launch_bounds__(256)
 choose(void *y, const void *__restrict__ x, const void *__restrict__ v, const INDEX *__restrict__ last, i64 outer,
        i64 taken, i64 size, i64 inner, i64 bits) {

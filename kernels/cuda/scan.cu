@@ -122,7 +122,8 @@ scan_rows(T *y, double *totals, const T *x, i64 from, i64 to, i64 rows, i64 n, i
 
 // Rows across memory: x, y [outer][n][inner], totals [outer][parts][inner]. A thread has one of the `parts` parts of a
 // row, of `length` elements, one after the other; neighbours have neighbouring rows.
-// Grid: outer * parts * inner / 256. Floor: x is read once (twice where rows are cut), y is written once.
+// Grid: outer * parts * inner / 256. No shared memory. Floor: x is read once (twice where rows are cut), y is written
+// once.
 #define AHEAD 8 // elements read before they are combined, so that their loads wait for memory together
 extern "C" __global__ void __launch_bounds__(THREADS)
 scan_columns(T *y, double *totals, const T *x, i64 from, i64 to, i64 outer, i64 n, i64 inner, i64 parts, i64 length,

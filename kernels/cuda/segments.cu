@@ -79,8 +79,8 @@ DEVICE void add_up(const List &list, INDEX count, INDEX chunk, T *y, INDEX inner
 // y[o][index[k]][c] += g[o][k][c] in the order of k, where y holds zeros: the first list, and its cut runs to the next.
 // y: [outer][size][inner], g: [outer][taken][inner], index, order: [taken], order: the stable order of the subscripts;
 // keys: [2 chunks], sums: [2 chunks][outer inner]. Grid: chunks * columns / 256.
-// Floor: g, index and order are read once, as many elements of y are written.
-// Two blocks at a time leave registers enough for what is read ahead, with 64-bit subscripts too.
+// No shared memory. Floor: g, index and order are read once, as many elements of y are written. Two blocks at a time
+// leave registers enough for what is read ahead, with 64-bit subscripts too.
 extern "C" __global__ void __launch_bounds__(256, 2)
 add_elements(T *y, i64 *keys, SUM *sums, const T *__restrict__ g, const i64 *__restrict__ index,
              const i64 *__restrict__ order, i64 outer, i64 taken, i64 size, i64 inner) {
@@ -92,7 +92,7 @@ add_elements(T *y, i64 *keys, SUM *sums, const T *__restrict__ g, const i64 *__r
 }
 
 // The same for a later list: its `count` entries start at entry `from` of keys and sums, those of the next one at `to`.
-// Floor: the entries are read once.
+// Grid: chunks * columns / 256. No shared memory. Floor: the entries are read once.
 extern "C" __global__ void __launch_bounds__(256, 2)
 add_partials(T *y, i64 *keys, SUM *sums, i64 from, i64 to, i64 count, i64 outer, i64 size, i64 inner) {
   INDEX i = (INDEX)blockIdx.x * 256 + threadIdx.x, columns = (INDEX)(outer * inner), chunk = i / columns;

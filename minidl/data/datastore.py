@@ -66,7 +66,7 @@ class Datastore(Source):
     def _columns(self, index: Index) -> Columns:
         """The observations of these numbers, a list for each variable."""
 
-    def _arrays(self, index: Index) -> list[Array]:
+    def _arrays(self, index: Index) -> list[Any]:
         """The same, collated: an array for each variable."""
         return [collate(column) for column in self._columns(index)]
 
@@ -79,7 +79,7 @@ class Datastore(Source):
         """Observations start .. stop-1 of this store in its order: for each variable the list of its observations."""
         return self._columns(self._order[start:stop])
 
-    def take_arrays(self, start: int, stop: int) -> list[Array]:
+    def take_arrays(self, start: int, stop: int) -> list[Any]:
         """The same, collated: for each variable one array."""
         return self._arrays(self._order[start:stop])
 
@@ -248,7 +248,7 @@ class ArrayDatastore(Datastore):
             return [[_on_host(self._rows[i]) for i in index.tolist()]]
         return [list(self._taken(index)[self._keep])]
 
-    def _arrays(self, index: Index) -> list[Array]:
+    def _arrays(self, index: Index) -> list[Any]:
         if isinstance(self._rows, list):
             return super()._arrays(index)
         if self._on_gpu is not None:
@@ -304,7 +304,7 @@ class CombinedDatastore(Datastore):
             raise DataError("combine: the datastores give rows of different length. Give each the same variables.")
         return [list(column) for column in zip(*rows, strict=True)]
 
-    def _arrays(self, index: Index) -> list[Array]:
+    def _arrays(self, index: Index) -> list[Any]:
         if self.ReadOrder == "associated":
             return [array for source in self.UnderlyingDatastores for array in source._arrays(source._order[index])]
         return super()._arrays(index)

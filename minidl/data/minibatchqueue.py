@@ -89,13 +89,11 @@ class _Recipe:
         wrapped = []
         for i, (x, output, device) in enumerate(zip(arrays, self.outputs, self.devices(), strict=True)):
             try:
-                if device == "gpu" and type(x) is np.ndarray and (output.as_dlarray or x.dtype.kind in "fiub"):
+                is_new = type(x) is np.ndarray
+                if device == "gpu" and is_new and (output.as_dlarray or x.dtype.kind in "fiub"):
                     x = gpu_array("minibatchqueue", x)
-                    wrap = adopted
-                else:
-                    wrap = adopted if type(x) is np.ndarray else dlarray
                 if output.as_dlarray:
-                    x = on(wrap(x, output.format or None), device)
+                    x = on((adopted if is_new else dlarray)(x, output.format or None), device)
                 else:
                     x = _plain(x, device)
             except MinidlError as error:

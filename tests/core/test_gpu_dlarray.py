@@ -150,7 +150,8 @@ def test_dlpack_asks_the_array(X, device):
 NUMPY = [
     np.sin, np.square, np.sqrt, np.rint, lambda x: np.sum(x, axis=0), np.mean, np.max, lambda x: np.min(x, axis=1),
     np.var, np.median, np.argmax, lambda x: np.argmin(x, axis=0), np.sort, np.argsort, np.cumsum,
-    lambda x: np.cumprod(x, axis=1), lambda x: np.concatenate([x, x], axis=1), lambda x: np.stack([x, A]), lambda x: np.where(x > 3, x, 0),
+    lambda x: np.cumprod(x, axis=1), lambda x: np.concatenate([x, x], axis=1), lambda x: np.stack([x, A]),
+    lambda x: np.where(x > 3, x, 0),
     np.transpose, lambda x: np.reshape(x, (4, 3)), lambda x: np.clip(x, 2, 7), lambda x: A + x, lambda x: A @ x.T,
     lambda x: np.tile(x, 2), lambda x: np.repeat(x, 2), np.flip, np.isnan, np.ravel, lambda x: np.roll(x, 1),
     lambda x: np.maximum(A.T.reshape(3, 4), x), np.zeros_like, np.ones_like, lambda x: np.exp(x) / np.exp(x).sum(1),
@@ -168,7 +169,8 @@ def test_numpy_functions(number, X):
 # beside arrays on the host ------------------------------------------------------------------------------------------
 MIXED = [
     lambda x, y: x + y, lambda x, y: y - x, lambda x, y: x * y / (1 + y * y), lambda x, y: x @ y.T,
-    lambda x, y: y @ x.T, lambda x, y: m.cat(0, x, y), lambda x, y: m.where(x > 4, x, y), lambda x, y: x > y, lambda x, y: m.atan2(x, y),
+    lambda x, y: y @ x.T, lambda x, y: m.cat(0, x, y), lambda x, y: m.where(x > 4, x, y), lambda x, y: x > y,
+    lambda x, y: m.atan2(x, y),
     lambda x, y: m.max(x, y), lambda x, y: m.hypot(x, y), lambda x, y: m.power(x, y), lambda x, y: m.dot(x, y),
     lambda x, y: m.mse(x, y, DataFormat="CB"), lambda x, y: m.huber(x, y, DataFormat="CB"),
     lambda x, y: m.batchnorm(dlarray(x, "CB"), y[:, 0], y[:, 1] * 0 + 1),

@@ -65,10 +65,19 @@ def barriers(file: str, text: str) -> Iterator[Mutant]:
     return mutants(file, text, BARRIER, "")
 
 
+SHIFTS = [  # (what follows a thread's number, what becomes of it); for `% n == 0` any lane would do, and is left alone
+    (r" / (\w+)", r"(\g<0> + 1)"),
+    (r"(?= %% %s / )", r"(\g<0> + 1)"),
+    (r"(?= %% %s(?! /| == 0))", r"(\g<0> & ~1u)"),  # a remainder would only be turned round
+    (r"(?! [/%%] )", r"(\g<0> + 1)"),
+]
+
+
 def shifted(file: str, text: str) -> Iterator[Mutant]:
     """Each thread's number, one too large; where only a remainder of it counts, that of its even neighbour."""
-    yield from mutants(file, text, re.compile(INDEX.pattern + "(?! *[%&] )"), r"(\g<0> + 1)")
-    yield from mutants(file, text, re.compile(INDEX.pattern + "(?= *[%&] )"), r"(\g<0> & ~1u)")
+    for follows, replacement in SHIFTS:
+        pattern = re.compile(INDEX.pattern + follows.replace("%s", r"(?:\w+|\([^()]*\))").replace("%%", "%"))
+        yield from mutants(file, text, pattern, replacement)
 
 
 class Mutated:

@@ -7,7 +7,7 @@ from finite_differences import check_derivatives
 import minidl.ops as m
 from minidl.autodiff import dlfeval, dlgradient
 from minidl.core.dlarray import DLArray, dlarray
-from minidl.core.errors import DeviceError, DTypeError, LabelError, OptionError, ShapeError
+from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError
 
 R = np.random.default_rng(5)
 A = R.normal(size=(2, 3, 4))
@@ -228,7 +228,6 @@ BAD = [
     (lambda: m.single("text"), DTypeError, "Encode"),
     (lambda: m.single([1j]), DTypeError, "real"),
     (lambda: m.mustBeUnderlyingType(CB, "single"), DTypeError, "double"),
-    (lambda: m.gpuArray(CB), DeviceError, "no GPU can be used"),
 ]
 
 

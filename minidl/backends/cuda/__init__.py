@@ -104,24 +104,24 @@ def bind_kernel(op: Any, outputs: list[Any], inputs: list[Any], params: dict[str
     return lambda: kernel(*outputs, *inputs, **params, scratch=scratch)
 
 
-_nests: dict[Any, Any] = {}  # what the rules of contractions say, for shapes and parameters
+_plans: dict[Any, Any] = {}  # plans of contractions, by op, parameters, precision and layouts
+MOST_PLANS = 1024
 
 
 def _bind_contraction(op: Any, y: Any, inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
     from minidl.kernels.cuda import contract
 
     a, b = inputs
-    key = op.name, a.shape, b.shape, tuple(params.items())
-    nests = _nests.get(key)
-    if nests is None:
-        if len(_nests) >= 1024:
-            _nests.clear()
-        nests = _nests[key] = tuple(op.contraction_rule(a, b, **params))
-    found = contract.plan(
-        nests, *[contract.layout_of(x) for x in (y, a, b)], dtype=y.dtype, precision=precision.current()
-    )
-    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in found.scratch])
-    return lambda: found.run(y, a, b, scratch=scratch)
+    layouts = [contract.layout_of(x) for x in (y, a, b)]
+    key = op.name, precision.current(), y.dtype, tuple(params.items()), *layouts
+    plan = _plans.get(key)
+    if plan is None:
+        if len(_plans) >= MOST_PLANS:
+            _plans.clear()
+        nests = op.contraction_rule(a, b, **params)
+        plan = _plans[key] = contract.plan(nests, *layouts, dtype=y.dtype, precision=precision.current())
+    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
+    return lambda: plan.run(y, a, b, scratch=scratch)
 
 
 def dense(x: Any) -> Any:
@@ -236,5 +236,6 @@ copy_each, copies = many.copy_each, many.copies
 def forget() -> None:
     """Forget what is known of the GPU and everything that lies on it, as if nothing had been computed there yet."""
     detect.forget()
+    _plans.clear()
     loops.forget()
     many.forget()

@@ -94,8 +94,8 @@ class Printed:
         lines = body.places(range(len(loop.sizes)), "i")
         lines += body.steps() + body.plain(stores)
         text = f"""
-// One thread per iteration of a loop, {unroll} of them each. Blocks of {THREADS} threads over all iterations; no shared
-// memory. Floor: the bytes of the arrays, each read or written once.
+// One thread per iteration of a loop, {unroll} of them each. Grid: blocks of {THREADS} threads over all iterations. No
+// shared memory. Floor: the bytes of the arrays, each read or written once.
 extern "C" __global__ void __launch_bounds__({THREADS}) map({body.parameters()}) {{
   {body.index} first = ({body.index})blockIdx.x * {THREADS * unroll} + threadIdx.x;
 #pragma unroll
@@ -143,8 +143,8 @@ extern "C" __global__ void __launch_bounds__({THREADS}) map({body.parameters()})
         if not is_row:
             lane, column = f"threadIdx.x / {columns}", f"threadIdx.x % {columns}"
         text = f"""
-// Results along the kept dimensions, numbers combined along the others: {columns} results a block, {lanes} threads
-// each, blockIdx.y counts slices. Shared memory: 8 bytes a thread. Floor: the bytes of the arrays, each read once.
+// Results along the kept dimensions, numbers combined along the others. Grid: results / {columns} x slices, {lanes}
+// threads for each result. Shared memory: 8 bytes a thread. Floor: the bytes of the arrays, each read once.
 extern "C" __global__ void __launch_bounds__({lanes * columns}) reduce({body.parameters()}) {{
   __shared__ double space[{lanes * columns}];
   int lane = {lane};
@@ -178,8 +178,8 @@ extern "C" __global__ void __launch_bounds__({lanes * columns}) reduce({body.par
             lines += [f"  v{j} = {_combined(store, f'v{j}', f'partial{j}[({body.index})s * {count} + at]')};"]
             lines += [f"{body.store_at(store)} = ({ctype(store.dtype)})v{j};"]
         text = f"""
-// The slices of each result of `reduce`, combined in order: a thread per result, blocks of {THREADS}; no shared memory.
-// Floor: the bytes of the slices, each read once.
+// The slices of each result of `reduce`, combined in order. Grid: results / {THREADS}, a thread for each. No shared
+// memory. Floor: the bytes of the slices, each read once.
 extern "C" __global__ void __launch_bounds__({THREADS}) merge({body.parameters()}) {{
   {body.index} at = ({body.index})blockIdx.x * {THREADS} + threadIdx.x;
   if (at < {count}) {{
