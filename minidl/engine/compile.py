@@ -7,7 +7,7 @@ from typing import Any
 
 from minidl import backends
 from minidl.engine.devices import DeviceProgram, is_elsewhere, on_one_device
-from minidl.engine.fuse import schedule
+from minidl.engine.fuse import calls, schedule
 from minidl.engine.graph import Graph
 from minidl.engine.layout import choose_layout
 from minidl.engine.panels import panelled
@@ -27,10 +27,10 @@ def compile_graph(
     in the middle.
     """
     used = drop_unused(graph)
+    if is_elsewhere(used):
+        return _device_program(used, input_orders, is_exact)
     if is_exact:
         return ExactProgram(used)
-    if is_elsewhere(used):
-        return _device_program(used, input_orders)
     if not hasattr(backend, "bind_loop"):
         return ExactProgram(used)
     if getattr(backend, "is_native", lambda: False)():
@@ -45,12 +45,14 @@ def compile_graph(
     return Program(graph, plan_memory(schedule(layout)), backend)
 
 
-def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]]) -> Program | ExactProgram:
-    one = on_one_device(simplify(graph))
+def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exact: bool) -> Program | ExactProgram:
+    backend = backends.gpu()
+    one = on_one_device(graph if is_exact else simplify(graph))
     if one is None:
         return ExactProgram(graph)
-    backend = backends.gpu()
-    one = simplify(expand(backend.has_kernel)(simplify(one)))
+    if not is_exact:
+        one = simplify(expand(backend.has_kernel)(simplify(one)))
     layout = choose_layout(one, input_orders, backend.needs_dense, backend.view)
+    tasks = calls(layout) if is_exact else schedule(layout)
     is_at_host = [graph.specs[y].device == "cpu" for y in graph.outputs]
-    return DeviceProgram(one, plan_memory(schedule(layout)), backend, is_at_host)
+    return DeviceProgram(one, plan_memory(tasks), backend, is_at_host)

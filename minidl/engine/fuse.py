@@ -43,6 +43,14 @@ class Schedule:
         return "\n".join(lines)
 
 
+def calls(layout: Layout) -> Schedule:
+    """Each node a task of its own, as in plain calls: a backend binds it by the kernel that it takes for the op."""
+    nodes = [node for node in layout.graph.nodes if node.op.kind is not VIEW]
+    return Schedule(
+        layout, [Task(n, {layout.access[x].buffer for x in n.reads}, list(n.outputs)) for n in nodes]
+    )
+
+
 def schedule(layout: Layout, *, is_fusing: bool = True, is_contracting: bool = False) -> Schedule:
     """Tasks of a graph: its MAP and REDUCE nodes as loops, joined as far as that is right and useful.
 

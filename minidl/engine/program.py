@@ -29,14 +29,14 @@ Memory = dict[Id, np.ndarray]
 SMALL_BYTES = 4096  # results up to this size are copied out: that costs less than to keep track of them
 LARGE_BYTES = 1 << 16  # arguments from this size on are not copied in again if they are the same as before
 MOST_FRAMES = 3  # a loop holds the results of one call while it makes the next
-_has_counts = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock reference counts are estimates
+has_counts = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the lock reference counts are estimates
 
 
-def _count_references(objects: Sequence[Any]) -> list[int]:
+def count_references(objects: Sequence[Any]) -> list[int]:
     return list(map(sys.getrefcount, objects))  # no name, no stack of the interpreter holds one of them meanwhile
 
 
-_UNUSED = _count_references([object()])  # the count of what nobody holds but the list
+_UNUSED = count_references([object()])  # the count of what nobody holds but the list
 
 
 class Frame:
@@ -59,7 +59,7 @@ class Frame:
 
     def is_free(self) -> bool:
         """Whether nobody holds any of the arrays."""
-        return _count_references(self._own) == _UNUSED * len(self._own)
+        return count_references(self._own) == _UNUSED * len(self._own)
 
     def results(self) -> list[np.ndarray]:
         """The outputs: views of its own, copies of those that lie in the arena."""
@@ -177,7 +177,7 @@ class Program:
             order = memory_order(spec.shape, access.strides)
             array = self._array(y, self._flat).transpose(order)
             is_large = layout.nbytes(access.buffer) == spec.nbytes > SMALL_BYTES
-            return _has_counts and is_large and access.buffer not in fixed and array.flags.c_contiguous
+            return has_counts and is_large and access.buffer not in fixed and array.flags.c_contiguous
 
         return [is_own(y) for y in graph.outputs]
 
@@ -372,7 +372,7 @@ def _placed(spec: Spec, access: Access, memory: Any) -> np.ndarray:
 
 def _holders(value: Value) -> list[int]:
     """How many hold the array of a value, and how many the array of which it is a view."""
-    return _count_references((value.data, value.data.base))
+    return count_references((value.data, value.data.base))
 
 
 _ALONE = _holders(Value(Spec((1,)), np.empty(1)[:]))  # the value holds a view, the view its array, nobody else any
@@ -384,7 +384,7 @@ def _for_good(value: Value, is_once: bool) -> np.ndarray:
         return value.data.copy("K")
     own, below = _holders(value)
     data = value.data
-    if not (is_once and _has_counts and own == _ALONE[0] and data.nbytes > SMALL_BYTES and data.flags.writeable):
+    if not (is_once and has_counts and own == _ALONE[0] and data.nbytes > SMALL_BYTES and data.flags.writeable):
         return data.copy("K")
     whole, order = data.base, memory_order(data.shape, data.strides)
     is_whole = type(whole) is np.ndarray and whole.flags.owndata and whole.nbytes == data.nbytes and below == _ALONE[1]

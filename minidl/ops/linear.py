@@ -244,7 +244,7 @@ def mldivide(A: Operand, B: Operand) -> DLArray:
     A : matrix, or a scalar (then B ./ A, and B may be formatted). Square: solved by elimination; otherwise the shortest
         of the least-squares solutions (MATLAB gives another one where there are many). Derivatives need full rank.
     B : as many rows as A; a 1-D B counts as a column and gives a 1-D Y.
-    A singular square A gives Inf with a warning, as in MATLAB.
+    A singular square A gives Inf with a warning, as in MATLAB; on a GPU Inf or NaN, and none: it would have to wait.
     Source: MathWorks, reference page "mldivide"; Golub and Van Loan, Matrix Computations (2013), 5.3.
 
     >>> mldivide(array([[2.0, 0.0], [0.0, 4.0]]), array([2.0, 2.0])).tolist()

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from cusim import graphs
+
 HERE = Path(__file__).parent
 CACHE = Path(tempfile.gettempdir()) / f"minidl-cusim-{os.getuid()}"
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared"]
-SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 POISON = 0xFF  # as bytes of float or double it is NaN, as int64 -1
 
 
@@ -45,7 +47,11 @@ class ndarray:
     __array_ufunc__ = None
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, host: np.ndarray) -> None:
+    def __init__(self, host: Any, dtype: Any = float, memptr: Any = None, strides: Any = None) -> None:
+        self._mem = memptr.mem if memptr is not None else None  # as in CuPy, each array and view holds on to its memory
+        if memptr is not None:  # host is a shape
+            memory = np.asarray(SimpleNamespace(__array_interface__=memptr.interface(), keeper=memptr.mem))
+            host = np.ndarray(host, dtype, memory, memptr.offset, strides)
         self._host = host
 
     shape = property(lambda self: self._host.shape)
@@ -73,9 +79,11 @@ class ndarray:
         return len(self._host)
 
     def get(self, stream: Any = None, order: str = "C") -> np.ndarray:
+        graphs.refuse("a copy to the host")
         return np.array(self._host, order=order)  # type: ignore[call-overload]
 
     def set(self, values: np.ndarray) -> None:
+        graphs.refuse("a copy from the host")
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError("set: shape and type must be those of the array")
         self._host[...] = values
@@ -83,14 +91,19 @@ class ndarray:
     def reshape(self, *shape: Any) -> ndarray:
         found = self._host.reshape(*shape)
         if found.size and not np.shares_memory(found, self._host):
-            found = _poisoned(found.shape, found.dtype, found)
-        return ndarray(found)
+            return ndarray(_poisoned(found.shape, found.dtype, found))
+        return self._viewed(found)
+
+    def _viewed(self, host: np.ndarray) -> ndarray:
+        view = ndarray(host)
+        view._mem = self._mem
+        return view
 
     def transpose(self, *order: Any) -> ndarray:
-        return ndarray(self._host.transpose(*order))
+        return self._viewed(self._host.transpose(*order))
 
     def view(self, dtype: Any = None) -> ndarray:
-        return ndarray(self._host.view() if dtype is None else self._host.view(dtype))
+        return self._viewed(self._host.view() if dtype is None else self._host.view(dtype))
 
     def copy(self, order: str = "C") -> ndarray:
         return ndarray(np.array(self._host, order=order))  # type: ignore[call-overload]
@@ -100,7 +113,7 @@ class ndarray:
         if not all(isinstance(k, (int, slice, type(...), type(None))) for k in key):
             raise TypeError("only views can be taken here")
         found = self._host[key]
-        return ndarray(found if isinstance(found, np.ndarray) else self._host[(*key, ...)])
+        return self._viewed(found if isinstance(found, np.ndarray) else self._host[(*key, ...)])
 
 
 _limit: int | None = None
@@ -118,6 +131,7 @@ def _poisoned(shape: Any, dtype: Any, values: np.ndarray | None = None) -> np.nd
 
 
 def _find_room(nbytes: int) -> None:
+    graphs.refuse("an allocation")
     if _limit is not None and nbytes > _limit:
         raise cuda.memory.OutOfMemoryError(f"Out of memory allocating {nbytes} bytes (limit {_limit})")
 
@@ -143,7 +157,7 @@ def asnumpy(a: Any) -> np.ndarray:
 
 
 def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
-    return ndarray(np.lib.stride_tricks.as_strided(x._host, shape, strides))
+    return x._viewed(np.lib.stride_tricks.as_strided(x._host, shape, strides))
 
 
 lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
@@ -174,18 +188,21 @@ class CUDADriverError(RuntimeError):
     pass
 
 
-class _Stream:
-    def __init__(self, non_blocking: bool = False) -> None:
-        self.ptr = 0
+class UnownedMemory:
+    """Memory that belongs to its owner; arrays over it hold on to this object."""
 
-    def synchronize(self) -> None:
-        pass
+    def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
+        self.ptr, self.size, self._owner = ptr, size, owner
 
-    def __enter__(self) -> _Stream:
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        pass
+class MemoryPointer:
+    """A place in memory."""
+
+    def __init__(self, mem: Any, offset: int) -> None:
+        self.mem, self.offset = mem, offset
+
+    def interface(self) -> dict[str, Any]:
+        return {"shape": (self.mem.size,), "typestr": "|u1", "data": (self.mem.ptr, False), "version": 3}
 
 
 class _Event:
@@ -225,10 +242,12 @@ class _Device:
 cuda = SimpleNamespace(
     is_available=lambda: True,
     Device=_Device,
-    Stream=_Stream,
+    Stream=graphs.Stream,
+    UnownedMemory=UnownedMemory,
+    MemoryPointer=MemoryPointer,
     Event=_Event,
     get_elapsed_time=lambda start_event, end_event: 1e3 * (end_event.moment - start_event.moment),
-    get_current_stream=lambda: _Stream(),
+    get_current_stream=graphs.current,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: 1, driverGetVersion=lambda: 13000,
@@ -262,9 +281,11 @@ def _compiled(name: str, text: str | None, flags: list[str]) -> Path:
     path = CACHE / f"{name}-{key}.so"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
+        source = path.with_suffix(".cpp")  # stays there: reports of the sanitizers name its lines
         with tempfile.TemporaryDirectory(dir=CACHE) as place:
-            source, made = Path(place) / f"{name}.cpp", Path(place) / "made.so"
-            source.write_text(text if text is not None else (HERE / "cusim.cpp").read_text())
+            made = Path(place) / "made"
+            made.write_text(text if text is not None else (HERE / "cusim.cpp").read_text())
+            os.replace(made, source)
             found = subprocess.run(
                 ["g++", *FLAGS, *flags, f"-I{HERE}", str(source), "-o", str(made)], capture_output=True, text=True
             )
@@ -352,10 +373,14 @@ class RawKernel:
         values = [self._argument(i, x) for i, x in enumerate(args)]
         table = (ctypes.c_void_p * len(values))(*[ctypes.addressof(x) for x in values])
         shape = (ctypes.c_uint * 6)(*grid, *block)
-        error = self._run(table, shape, shared_mem)
-        RawModule.launches[self._name] = RawModule.launches.get(self._name, 0) + 1
-        if error:
-            raise CUDARuntimeError(f"{self._name}: {error.decode()}")
+
+        def run(held: Any = values) -> None:
+            error = self._run(table, shape, shared_mem)
+            RawModule.launches[self._name] = RawModule.launches.get(self._name, 0) + 1
+            if error:
+                raise CUDARuntimeError(f"{self._name}: {error.decode()}")
+
+        graphs.launched(self._name, run)
 
     def _argument(self, i: int, x: Any) -> Any:
         letter = self._letters[i]

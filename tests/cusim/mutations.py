@@ -8,9 +8,11 @@ time-out are all ways of being noticed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -42,7 +44,19 @@ class Mutant(NamedTuple):
     new: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.number}: {self.line.strip()}"
+        changed = " ".join(self.new.split())
+        return f"{self.file}:{self.number}: {self.line.strip()}  [{changed}]"
+
+    def alters(self, text: str) -> bool:
+        """Whether the compiler gets to see it: not within an #if that does not hold."""
+        return self.old in text and seen_of(text) != seen_of(text.replace(self.old, self.new))
+
+
+@functools.lru_cache(maxsize=256)
+def seen_of(text: str) -> str:
+    """What is left of a text after its preprocessor."""
+    command = ["g++", "-E", "-P", "-nostdinc", "-D__CUDACC__", "-x", "c++", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True).stdout
 
 
 def mutants(file: str, text: str, pattern: re.Pattern[str], replacement: str) -> Iterator[Mutant]:
@@ -67,16 +81,16 @@ def barriers(file: str, text: str) -> Iterator[Mutant]:
 
 SHIFTS = [  # (what follows a thread's number, what becomes of it); for `% n == 0` any lane would do, and is left alone
     (r" / (\w+)", r"(\g<0> + 1)"),
-    (r"(?= %% %s / )", r"(\g<0> + 1)"),
-    (r"(?= %% %s(?! /| == 0))", r"(\g<0> & ~1u)"),  # a remainder would only be turned round
-    (r"(?! [/%%] )", r"(\g<0> + 1)"),
+    (r"(?= % NUMBER / )", r"(\g<0> + 1)"),
+    (r"(?= % NUMBER(?! /| == 0))", r"(\g<0> & ~1u)"),  # a remainder would only be turned round
+    (r"(?! [/%] )", r"(\g<0> + 1)"),
 ]
 
 
 def shifted(file: str, text: str) -> Iterator[Mutant]:
     """Each thread's number, one too large; where only a remainder of it counts, that of its even neighbour."""
     for follows, replacement in SHIFTS:
-        pattern = re.compile(INDEX.pattern + follows.replace("%s", r"(?:\w+|\([^()]*\))").replace("%%", "%"))
+        pattern = re.compile(INDEX.pattern + follows.replace("NUMBER", r"(?:\w+\b|\([^()]*\))"))
         yield from mutants(file, text, pattern, replacement)
 
 
@@ -141,9 +155,11 @@ class Samples:
         self._calls.sort(key=lambda found: sum(x.size for x in found[0].inputs if isinstance(x, np.ndarray)))
         self._right: dict[int, list[np.ndarray]] = {}
 
-    def touched(self, mutant: Mutant) -> list[Call]:
+    def touched(self, mutant: Mutant) -> Iterator[Call]:
         """Calls that see the mutant, small ones first."""
-        return [call for call, texts in self._calls if any(mutant.old in text for text in texts)]
+        for call, texts in self._calls:
+            if any(map(mutant.alters, texts)):
+                yield call
 
     def right(self, call: Call) -> list[np.ndarray]:
         """Results without mistakes; the same in all orders."""
@@ -158,30 +174,29 @@ class Samples:
 
     def notice(self, mutant: Mutant) -> bool:
         """Whether any call gives wrong results, or none, with the mistake."""
-        calls = self.touched(mutant)
-        for call in calls:
-            self.right(call)
+        return any(self._notices(call, mutant) for call in self.touched(mutant))
+
+    def _notices(self, call: Call, mutant: Mutant) -> bool:
+        self.right(call)
         child = os.fork()
         if not child:
-            os._exit(self._is_noticed(mutant, calls))
+            os._exit(self._run(call, mutant))
         _, status = os.waitpid(child, 0)
         return os.waitstatus_to_exitcode(status) != UNNOTICED
 
-    def _is_noticed(self, mutant: Mutant, calls: list[Call]) -> int:
+    def _run(self, call: Call, mutant: Mutant) -> int:
         """In the process of the mutant."""
         signal.alarm(SECONDS)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
+        near = TF32 if call.setting == "tf32" else None
         try:
             with standing_in(Mutated(mutant)) as library:
-                for call in calls:
-                    near = TF32 if call.setting == "tf32" else None
-                    if not all(agree(results(call, library, order), self.right(call), near) for order in ORDERS):
-                        return NOTICED
+                is_right = all(agree(results(call, library, order), self.right(call), near) for order in ORDERS)
         except BaseException:
             return NOTICED
-        return UNNOTICED
+        return UNNOTICED if is_right else NOTICED
 
 
 NOTICED, UNNOTICED = 0, 77  # exit codes of a mutant's process

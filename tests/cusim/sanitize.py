@@ -1,26 +1,28 @@
 """Sample calls of all kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    python tests/cusim/sanitize.py [part of a call's text ...] [--shift file line-part]
+    python tests/cusim/sanitize.py [--shift FILE]
 
 starts itself again with the sanitizers' library in front and the shim built for them; a finding ends the process with
-its report, which names file and line of the kernel's text. --shift makes the array subscript of a line one too large,
-to show that it is found.
+its report, which names file and line of the kernel's text. --shift makes a subscript of a .cu file one too large, where
+a kernel writes its result, to show that this is found.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 OPTIONS = {
     "CUSIM_SANITIZE": "1",
-    # leaks: Python's own; a fiber's stack is none that the sanitizer knows
-    "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1:handle_segv=1",
+    # leaks are Python's own; a fiber's stack is none that the sanitizer knows
+    "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-    "PYTHONMALLOC": "malloc",
 }
+WRITE = re.compile(r"\b((?:\([^()]*\))?d?[xy]\)?)\[([^\[\]]+)\] = ")
 
 
 def library() -> str | None:
@@ -32,23 +34,32 @@ def library() -> str | None:
     return found if os.path.isabs(found) else None
 
 
+def shifted(file: str) -> tuple[Any, str]:
+    """(the shim with the mistake in the last write of a file, the line)."""
+    from cusim.mutations import Mutated, mutants
+
+    from minidl.kernels.cuda import launch
+
+    text = (launch.HERE / file).read_text(encoding="utf-8")
+    mutant = list(mutants(file, text, WRITE, r"\1[\2 + 1] = "))[-1]
+    return Mutated(mutant), mutant.old
+
+
 def main(arguments: list[str]) -> int:
-    """Run the calls whose text contains one of the words given (none: all); the number of calls."""
+    """Run the calls: all, or those of the file with a mistake."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import cusim
     from cusim.calls import of_rooms
-    from cusim.mutations import standing_in
+    from cusim.mutations import standing_in, texts_of
 
-    words = arguments
-    count = 0
-    with standing_in(cusim):
-        for call in of_rooms():
-            if not words or any(word in str(call) for word in words):
-                cusim.order(count % 3)
-                call.run(cusim)
-                count += 1
-    print(f"{count} calls, no finding")
-    return 0 if count else 1
+    shim, line = shifted(arguments[1]) if arguments else (cusim, "")
+    calls = [call for call in of_rooms() if not line or any(line in text for text in texts_of(call))]
+    with standing_in(shim):
+        for count, call in enumerate(calls):
+            cusim.order(count % 3)
+            call.run(shim)
+    print(f"{len(calls)} calls, no finding")
+    return 0 if calls else 1
 
 
 if __name__ == "__main__":

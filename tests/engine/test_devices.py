@@ -5,10 +5,10 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from engine.programs import LAYOUTS, assert_close, programs, recorded, rounding, values
 from hypothesis import given, settings
 
 import minidl as m
+from engine.programs import LAYOUTS, assert_close, programs, recorded, rounding, values
 from minidl import dlaccelerate, dlarray, dlfeval, dlgradient, gather, gpuArray
 from minidl.core.device import host
 from minidl.core.random import GENERATOR, rng

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import precision, reference
-from minidl.backends.cuda import detect, loops, many
+from minidl.backends.cuda import detect, graph, loops, many
 from minidl.backends.cuda.detect import complaint as complaint
 from minidl.backends.cuda.memory import with_room
 from minidl.kernels.cuda import launch
@@ -85,6 +85,8 @@ def bind_loop(loop: Any, flat: Callable[[Any], Any]) -> Callable[[], Any]:
 
 def bind_kernel(op: Any, outputs: list[Any], inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
     """The kernel of `op` as a function without arguments, bound to its arrays; scratch is made here, once."""
+    if op.kind_name in ("map", "reduce"):
+        return loops.bind_call(op, outputs, inputs, params)
     if "gpu" in op.kernels:
         return lambda: op.kernels["gpu"](*outputs, *inputs, **params)
     if op.contraction_rule is not None:
@@ -205,6 +207,7 @@ def _lstsq(y: Any, a: Any, b: Any) -> None:
     loops.copy(y, launch.cupy().linalg.lstsq(a, b, rcond=None)[0])
 
 
+LIBRARY = {"solve", "lstsq"}  # what CuPy computes by libraries of CUDA, which allocate and wait
 KERNELS: dict[str, Callable[..., None]] = {
     "place": _place, "assign": _assign, "concatenate": _concatenate, "full": _full, "transfer": _transfer,
     "solve": _solve, "lstsq": _lstsq,
@@ -230,7 +233,20 @@ def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int,
     return launch.cupy().lib.stride_tricks.as_strided(memory[offset:], shape, tuple([n * size for n in strides]))
 
 
+def at(address: int, size: int, dtype: Any) -> Any:
+    """Memory of somebody else's at an address, as a flat array; it is not kept alive."""
+    cuda = launch.cupy().cuda
+    pointer = cuda.MemoryPointer(cuda.UnownedMemory(address, size * dtype.itemsize, None), 0)
+    return launch.cupy().ndarray((size,), dtype, pointer)
+
+
+def is_capturable(op: Any) -> bool:
+    """Whether the kernel of `op` may stand in a CUDA graph; whether a user's may is found out by trying."""
+    return op.name not in LIBRARY
+
+
 copy_each, copies = many.copy_each, many.copies
+capture, is_graph_wanted, shared = graph.capture, graph.is_wanted, graph.Shared
 
 
 def forget() -> None:

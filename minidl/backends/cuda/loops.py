@@ -106,6 +106,20 @@ def run_reduce(op: Any, specs: tuple[Any, ...], x: Any, axes: tuple[int, ...]) -
     return _run(kind, [x])
 
 
+def bind_call(op: Any, outputs: Sequence[Any], inputs: Sequence[Any], params: dict[str, Any]) -> Callable[[], None]:
+    """A plain call of a MAP or REDUCE op as a function without arguments, its results in given arrays.
+
+    The same arithmetic in the same order as `run_map` and `run_reduce`, wherever the results are to lie.
+    """
+    if op.kind_name == "map":
+        printed = _map_printed(op, outputs, inputs, params, [strides_of(y) for y in outputs])
+    else:
+        printed = _reduce_printed(op, outputs, inputs, params, [strides_of(y) for y in outputs])
+    arrays = [*inputs, *outputs]
+    words = [x.data.ptr if hasattr(x, "data") else float(x) for x in arrays]
+    return Bound(Launches(printed, range(len(arrays))), words)
+
+
 def copy(target: Any, source: Any) -> None:
     """target[...] = source, an array of the same shape or a number; any strides."""
     is_number = isinstance(source, (bool, int, float))
@@ -149,29 +163,53 @@ def _run(kind: _Kind, arrays: Sequence[Any]) -> list[Any]:
 
 
 def _map_kind(op: Any, specs: tuple[Any, ...], arrays: Sequence[Any], params: dict[str, Any]) -> _Kind:
-    shape = specs[0].shape
+    sizes, order = _lead_order(specs[0].shape, arrays)
+    dense = _in_place(dense_strides(sizes), order)
+    printed = _map_printed(op, specs, arrays, params, [dense] * len(specs))
+    launches = Launches(printed, range(len(arrays) + len(specs)))
+    return _Kind(launches, [(sizes, spec.dtype) for spec in specs], back_order(order))
+
+
+def _lead_order(shape: tuple[int, ...], arrays: Sequence[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(sizes in memory order, that order) of the first operand that is no single number."""
     lead = next((x for x in arrays if hasattr(x, "shape") and any(x.strides)), None)
     order = tuple(range(len(shape))) if lead is None else memory_order(shape, lead.strides)
-    sizes = tuple([shape[i] for i in order])
+    return tuple([shape[i] for i in order]), order
+
+
+def _in_place(strides: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides given in memory order, in the order of the dimensions."""
+    found = [0] * len(order)
+    for i, stride in zip(order, strides):
+        found[i] = stride
+    return tuple(found)
+
+
+def _map_printed(
+    op: Any, specs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any], strides: Sequence[tuple[int, ...]]
+) -> Printed:
+    """A MAP op on these operands, printed; strides: those of the results."""
+    sizes, order = _lead_order(specs[0].shape, arrays)
     loop = flat_loop(op, specs, arrays, params)
-    dense = dense_strides(sizes)
     steps = []
     for step in loop.steps:
         if step.access is not None:
             x = arrays[step.access.buffer]
             if hasattr(x, "shape"):
-                strides = strides_of(x)
-                access = Access(step.access.buffer, 0, tuple([strides[i] for i in order]))
+                own = strides_of(x)
+                access = Access(step.access.buffer, 0, tuple([own[i] for i in order]))
             else:
                 access = Access(Number(step.access.buffer), 0, ())
             step = dataclasses.replace(step, access=access)
         steps.append(step)
-    stores = [dataclasses.replace(s, access=Access(s.access.buffer, 0, dense)) for s in loop.stores]
-    printed = Printed(_collapsed(Loop(sizes, steps, stores)), is_fixed=False)
-    return _Kind(Launches(printed, range(len(arrays) + len(specs))), [(sizes, spec.dtype) for spec in specs], back_order(order))
+    stores = [
+        dataclasses.replace(s, access=Access(s.access.buffer, 0, tuple([own[i] for i in order])))
+        for s, own in zip(loop.stores, strides)
+    ]
+    return Printed(_collapsed(Loop(sizes, steps, stores)), is_fixed=False)
 
 
-def flat_loop(op: Any, specs: tuple[Any, ...], arrays: Sequence[Any], params: dict[str, Any]) -> Any:
+def flat_loop(op: Any, specs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any]) -> Any:
     """The op as a loop over flat arrays; buffers are numbered, operands first, then results."""
     number = next((x.dtype for x in arrays if hasattr(x, "dtype") and x.dtype.kind == "f"), specs[0].dtype)
     truth = np.dtype(bool)
@@ -185,16 +223,25 @@ def flat_loop(op: Any, specs: tuple[Any, ...], arrays: Sequence[Any], params: di
 
 
 def _reduce_kind(op: Any, specs: tuple[Any, ...], arrays: Sequence[Any], params: dict[str, Any]) -> _Kind:
-    (x,), axes, spec = arrays, params["axes"], specs[0]
+    (x,), spec = arrays, specs[0]
     order = memory_order(x.shape, x.strides)
-    strides, sizes = strides_of(x), tuple([spec.shape[i] for i in order])
-    dense = [0 if i in axes else n for i, n in zip(order, dense_strides(sizes))]
-    is_plain = not any(i in axes for i in order)
-    load = Step("", (), x.dtype.name, access=Access(0, 0, tuple([strides[i] for i in order])))
-    combine = "" if is_plain else op.text
-    store = Store(Temp(0), Access(1, 0, tuple(dense)), spec.dtype.name, combine, op.identity)
-    loop = _collapsed(Loop(tuple([x.shape[i] for i in order]), [load], [store]))
-    return _Kind(Launches(Printed(loop, is_fixed=False), range(2)), [(sizes, spec.dtype)], back_order(order))
+    sizes = tuple([spec.shape[i] for i in order])
+    printed = _reduce_printed(op, specs, arrays, params, [_in_place(dense_strides(sizes), order)])
+    return _Kind(Launches(printed, range(2)), [(sizes, spec.dtype)], back_order(order))
+
+
+def _reduce_printed(
+    op: Any, specs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any], strides: Sequence[tuple[int, ...]]
+) -> Printed:
+    """A REDUCE op on its operand, printed; strides: those of the result."""
+    (x,), axes = arrays, params["axes"]
+    order = memory_order(x.shape, x.strides)
+    own = strides_of(x)
+    kept = tuple([0 if i in axes else strides[0][i] for i in order])
+    load = Step("", (), x.dtype.name, access=Access(0, 0, tuple([own[i] for i in order])))
+    combine = op.text if any(i in axes for i in order) else ""
+    store = Store(Temp(0), Access(1, 0, kept), specs[0].dtype.name, combine, op.identity)
+    return Printed(_collapsed(Loop(tuple([x.shape[i] for i in order]), [load], [store])), is_fixed=False)
 
 
 def _collapsed(loop: Any) -> Any:

@@ -92,8 +92,8 @@ def _each_text(
         heads.append(f"{c} *y{k} = ({c} *)row[{columns[store.access.buffer]}];")
         lines.append(f"y{k}[i] = t{int(store.source)};")
     text = f"""
-// One loop over the elements of many arrays. Grid: a block of {THREADS} per chunk of {CHUNK} elements, a row of the table
-// for each: where its chunk begins in every operand and result, and how many elements it has. No shared memory.
+// One loop over the elements of many arrays. Grid: a block of {THREADS} per chunk of {CHUNK} elements, with a row of
+// the table: where its chunk begins in each operand and result, and how many elements it has. No shared memory.
 // Floor: the bytes of the arrays, each read or written once.
 extern "C" __global__ void __launch_bounds__({THREADS}) each({", ".join(declared)}) {{
   const i64 *row = table + (i64)blockIdx.x * {len(columns) + 1};
@@ -131,7 +131,7 @@ def copy_each(targets: Sequence[Any], sources: Sequence[Any]) -> None:
 
 
 _COPY_EACH = f"""
-// Many arrays copied. Grid: a block of {THREADS} per chunk of {CHUNK} elements, a row of the table for each: addresses of
+// Many arrays copied. Grid: a block of {THREADS} per chunk of {CHUNK} elements, with a row of the table: addresses of
 // its source and its target, how many elements it has. No shared memory. Floor: twice the bytes of the arrays.
 extern "C" __global__ void __launch_bounds__({THREADS}) copy_each(const i64 *__restrict__ table) {{
   const i64 *row = table + (i64)blockIdx.x * 3;

@@ -1,0 +1,244 @@
+"""Programs on a device as graphs: captured once, bound to inputs where they lie, results in frames of their own."""
+
+from __future__ import annotations
+
+import gc
+
+import cusim
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from cusim.graphs import Stream
+from hypothesis import given, settings
+
+import minidl as m
+from engine.programs import LAYOUTS, assert_same, programs, recorded, values
+from minidl import TraceWarning, dlaccelerate, dlarray, gpuArray
+from minidl.core.device import host
+from minidl.core.op import KERNEL, OPS, op
+from minidl.core.random import GENERATOR
+from minidl.engine import devices
+from minidl.engine.compile import compile_graph
+from minidl.engine.layout import order_of
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
+
+
+@pytest.fixture(params=["shim"])
+def device(request):
+    """These tests look into the shim's graphs."""
+    from conftest import in_use
+
+    Stream.graphs.clear()
+    with in_use("shim") as found:
+        yield found
+    Stream.graphs.clear()
+
+
+def compiled(function, *inputs, is_exact=False):
+    graph, fresh, _ = recorded(function, *inputs)
+    return compile_graph(graph, [order_of(value.data) for value in fresh], None, is_exact=is_exact)
+
+
+def there(x):
+    return gpuArray(dlarray(x))
+
+
+def run(program, *inputs):
+    return program.run([x if isinstance(x, (np.ndarray, cusim.ndarray)) else x._value.data for x in inputs]
+                       + [GENERATOR.value.data])  # fmt: skip
+
+
+def launches(action):
+    """How many kernels were launched, graphs' included, by name."""
+    before = dict(cusim.RawModule.launches)
+    action()
+    return {k: n - before.get(k, 0) for k, n in cusim.RawModule.launches.items() if n != before.get(k, 0)}
+
+
+def step(x, w):
+    y = m.tanh(x @ w)
+    return m.sum(y, "all"), w - 0.1 * (x.T @ y)
+
+
+# capture ----------------------------------------------------------------------------------------------------------
+def test_the_second_run_of_a_binding_is_captured_and_later_ones_are_one_launch(device):
+    program = compiled(step, there(X), there(X.T))
+    x, w = there(X), there(X.T)
+    results = []
+    for k in range(5):
+        results.append([host(y) for y in run(program, x, w)])
+        assert len(Stream.graphs) == (k > 0)
+    (graph,) = Stream.graphs
+    assert graph.count == 4 and program.failures == 0
+    assert all(np.array_equal(a, b) for found in results for a, b in zip(found, results[0]))
+
+
+def test_the_order_of_a_graph_is_that_of_the_plan(device):
+    program = compiled(step, there(X), there(X.T))
+    plain = launches(lambda: run(program, there(X), there(X.T)))
+    x, w = there(X), there(X.T)
+    for _ in range(3):
+        run(program, x, w)
+    (graph,) = Stream.graphs
+    assert sorted(graph.names) == sorted(name for name, n in plain.items() for _ in range(n) if name != "copy_each")
+    assert len(graph.names) == sum(1 for name in graph.names) > len(program.plan.schedule.tasks) - 1
+    assert graph.names[0] == "contract"
+
+
+@settings(max_examples=25, derandomize=True)
+@given(programs(most_steps=6), st.lists(st.integers(0, len(LAYOUTS) - 1), min_size=3, max_size=3))
+def test_graphs_give_the_bits_of_single_launches_and_exact_ones_those_of_plain_calls(device, drawn, layouts):
+    function, specs = drawn
+    for is_exact in (False, True):
+        graph, fresh, _ = recorded(function, *[gpuArray(values(spec, 0)) for spec in specs])
+        program = compile_graph(graph, [order_of(value.data) for value in fresh], None, is_exact=is_exact)
+        inputs = [gpuArray(values(spec, 1, k)) for spec, k in zip(specs, layouts)]
+        found = [[host(y) for y in run(program, *inputs)] for _ in range(3)]
+        assert_same(found[1], found[0])
+        assert_same(found[2], found[0])
+        assert getattr(program, "failures", 0) == 0
+        if is_exact:
+            assert_same(found[0], [y.numpy() for y in function(*inputs)])
+
+
+def test_what_libraries_compute_is_not_captured(device):
+    a = there(np.float64(np.eye(3) + 0.1))
+    program = compiled(lambda a, b: m.mldivide(a, b) * 2, a, there(np.ones((3, 2))))
+    for _ in range(3):
+        run(program, a, there(np.ones((3, 2))))
+    assert not Stream.graphs and program.failures == 0
+
+
+@pytest.fixture
+def waiting():
+    """A user's op whose kernel copies to the host."""
+
+    @op(KERNEL, types="f->f")
+    def waiting_square(x):
+        """x * x, by a kernel that cannot be captured."""
+        return x * x
+
+    waiting_square.infer(lambda x: x)
+    waiting_square.kernels["gpu"] = lambda y, x: y.set(x.get() ** 2)
+    yield waiting_square
+    del OPS["waiting_square"]
+
+
+def test_a_capture_that_fails_is_told_once_and_launches_go_on_one_by_one(device, waiting):
+    accelerated = dlaccelerate(lambda x: waiting(x * 1) + 1)
+    x = there(X)
+    with pytest.warns(TraceWarning, match="could not be captured as a CUDA graph.*copy to the host") as told:
+        for _ in range(5):
+            assert np.array_equal(accelerated(x).numpy(), X * X + 1)
+    assert len([w for w in told if "captured" in str(w.message)]) == 1
+    assert accelerated.trace().program.failures == 1 and not Stream.graphs
+    assert not cusim.graphs.current().is_capturing()
+    assert np.array_equal((x + 1).numpy(), X + 1)
+
+
+def test_graphs_can_be_switched_off(device, monkeypatch):
+    monkeypatch.setenv("MINIDL_CUDA_GRAPHS", "0")
+    program = compiled(step, there(X), there(X.T))
+    x, w = there(X), there(X.T)
+    for _ in range(3):
+        run(program, x, w)
+    assert not Stream.graphs
+
+
+# inputs -----------------------------------------------------------------------------------------------------------
+def test_a_training_loop_copies_nothing_and_needs_few_bindings(device):
+    accelerated = dlaccelerate(lambda x, w, m_: (step(x, w)[1], m_ * 0.5 + w))
+    x, w, average = there(X), there(X.T / 50), there(X.T)
+    expected = X.T / np.float32(50), X.T
+    for k in range(12):
+        if k == 8:
+            before = dict(cusim.RawModule.launches)
+            captured = len(Stream.graphs)
+        w, average = accelerated(x, w, average)
+        h = dlarray(expected[0])
+        expected = step(dlarray(X), h)[1].numpy(), expected[1] * np.float32(0.5) + expected[0]
+        np.testing.assert_allclose(w.numpy(), expected[0], rtol=1e-5)
+        np.testing.assert_allclose(average.numpy(), expected[1], rtol=1e-5)
+    program = accelerated.trace().program
+    assert len(program._device_frames) <= 3 and len(program._executables) <= devices.MOST_EXECUTABLES
+    assert len(Stream.graphs) == captured, "after eight steps nothing is captured any more"
+    names = {name for name, n in cusim.RawModule.launches.items() if n != before.get(name, 0)}
+    assert "copy_each" not in names
+
+
+def test_inputs_at_ever_new_addresses_are_copied(device):
+    program = compiled(step, there(X), there(X.T))
+    kept = []
+    for k in range(40):
+        x, w = there(X * k / 40), there(X.T)
+        kept += [x, w]  # so that no address comes twice
+        found = [host(y) for y in run(program, x, w)]
+        for y, z in zip(found, step(dlarray(X * np.float32(k / 40)), dlarray(X.T))):
+            np.testing.assert_allclose(y, z.numpy(), rtol=1e-5)
+    assert program._bound_count <= 2 * devices.PATIENCE + 4
+    assert launches(lambda: run(program, there(X), there(X.T)))["copy_each"] == 1
+    assert Stream.graphs[-1].count > 10
+
+
+def test_an_address_given_to_another_array_is_read_anew(device):
+    program = compiled(lambda x: x * 2, there(X))
+    for k in range(20):
+        x = there(X + k)
+        assert np.array_equal(host(run(program, x)[0]), (X + k) * 2)
+        del x
+        gc.collect()
+
+
+def test_inputs_laid_out_otherwise_and_on_the_host(device):
+    program = compiled(lambda x, y: x * 2 + y, there(X), dlarray(X))
+    for _ in range(3):
+        for x in (there(X), there(np.asfortranarray(X)), there(np.repeat(X, 2, 1))[:, ::2]):
+            assert np.array_equal(host(run(program, x, X * 3)[0]), X * 5)
+
+
+# results ----------------------------------------------------------------------------------------------------------
+def test_results_that_somebody_holds_are_never_overwritten(device):
+    program = compiled(lambda x: [x * 2, m.sum(x, "all")], there(X))
+    kept = [run(program, there(X * k)) for k in range(9)]
+    for k, (y, total) in enumerate(kept):
+        assert np.array_equal(host(y), X * k * 2) and host(total) == (X * k).sum()
+    assert len(program._device_frames) == 4, "three sets are handed out, results of the fourth are copied"
+
+
+def test_a_view_of_a_result_holds_it_too(device):
+    program = compiled(lambda x: x * 2, there(X))
+    views = [run(program, there(X * k))[0].reshape(-1)[2:4] for k in range(7)]
+    for k, view in enumerate(views):
+        assert np.array_equal(host(view), (X * k * 2).reshape(-1)[2:4])
+
+
+def test_results_let_go_of_are_used_again(device):
+    program = compiled(lambda x: x * 2, there(X))
+    x = there(X)
+    places = {run(program, x)[0].data.ptr for _ in range(10)}
+    assert len(places) == 1 and len(program._device_frames) == 1
+
+
+def test_one_result_twice_and_results_that_are_inputs(device):
+    program = compiled(lambda x: [x * 2, x, x.T, (x * 2).T], there(X))
+    kept = [run(program, there(X * k)) for k in range(6)]
+    for k, (y, x, turned, both) in enumerate(kept):
+        for found, expected in ((y, X * k * 2), (x, X * k), (turned, X.T * k), (both, X.T * k * 2)):
+            assert np.array_equal(host(found), expected)
+
+
+def test_without_counts_of_references_results_are_copied(device, monkeypatch):
+    monkeypatch.setattr(devices, "has_counts", False)
+    program = compiled(lambda x: x * 2, there(X))
+    kept = [run(program, there(X * k))[0] for k in range(6)]
+    assert all(np.array_equal(host(y), X * k * 2) for k, y in enumerate(kept))
+
+
+def test_a_trace_says_how_it_runs(device):
+    accelerated = dlaccelerate(lambda x: m.exp(x) * 2)
+    x = there(X / 10)
+    for _ in range(4):
+        accelerated(x)
+    text = str(accelerated.trace())
+    assert "1 bindings, 1 of them captured as graphs, 0 captures failed" in text
