@@ -29,6 +29,7 @@ setup(
         "test": [
             "pytest>=8", "hypothesis>=6.100", "psutil>=5.9", "ruff>=0.9", "mypy>=1.14",
             "matplotlib>=3.8", "tqdm>=4.60", "scikit-learn>=1.3", "scipy>=1.11", "h5py>=3.10", "pandas>=2.0",
+            "nvidia-cuda-nvrtc>=13; platform_system != 'Darwin'",
         ],
     },  # fmt: skip
     classifiers=[

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minidl import backends
+from minidl.engine.branches import side_by_side
 from minidl.engine.devices import DeviceProgram, is_elsewhere, on_one_device
 from minidl.engine.fuse import calls, schedule
 from minidl.engine.graph import Graph
@@ -16,6 +17,8 @@ from minidl.engine.plan import plan_memory, plan_phases
 from minidl.engine.program import ExactProgram, NativeProgram, Program
 from minidl.engine.recompute import recomputed
 from minidl.engine.winograd import winograd
+
+CACHED_BYTES = 1 << 24  # what surely stays in a GPU's second cache: up to here no memory is used twice
 
 
 def compile_graph(
@@ -53,6 +56,7 @@ def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exac
     if not is_exact:
         one = simplify(expand(backend.has_kernel)(simplify(one)))
     layout = choose_layout(one, input_orders, backend.needs_dense, backend.view)
-    tasks = calls(layout) if is_exact else schedule(layout)
+    tasks = calls(layout) if is_exact else side_by_side(schedule(layout))
     is_at_host = [graph.specs[y].device == "cpu" for y in graph.outputs]
-    return DeviceProgram(one, plan_memory(tasks), backend, is_at_host)
+    total = sum(layout.nbytes(buffer) for task in tasks.tasks for buffer in task.writes)
+    return DeviceProgram(one, plan_memory(tasks, is_sharing=total > CACHED_BYTES), backend, is_at_host)

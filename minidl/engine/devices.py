@@ -14,6 +14,7 @@ import numpy as np
 from minidl.core.device import host
 from minidl.core.errors import TraceWarning
 from minidl.core.spec import Spec
+from minidl.engine.branches import direct, levels, needs, streams_of
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import Access
 from minidl.engine.passes import drop_unused
@@ -137,11 +138,13 @@ class DeviceProgram(Program):
         self._bound_count = self._hits = 0
         self.failures = 0  # captures that failed
         super().__init__(graph, plan, backend)
+        self._own_buffers = self._buffers_of_results()
+        layout = plan.schedule.layout
+        self._needed = direct(needs(plan.schedule.tasks, self._place))
+        self._streams = streams_of(self._needed)
         self._is_capturable = all(
             backend.is_capturable(task.work.op) for task in plan.schedule.tasks if isinstance(task.work, Node)
         )
-        self._own_buffers = self._buffers_of_results()
-        layout = plan.schedule.layout
         self._in_arena = [
             None if layout.access[y].buffer in self._own_buffers else self._array(y, self._flat)
             for y in layout.graph.outputs
@@ -169,6 +172,13 @@ class DeviceProgram(Program):
         fixed = {layout.access[x].buffer for x in layout.graph.inputs} | set(layout.memory)
         found = dict.fromkeys(layout.access[y].buffer for y in layout.graph.outputs)
         return [buffer for buffer in found if buffer not in fixed and has_counts]
+
+    def _place(self, buffer: Id) -> tuple[Any, int, int]:
+        """Where a buffer lies: the arena and from where to where, or memory of its own."""
+        offset = self.plan.offsets.get(buffer)
+        if offset is None or buffer in self._own_buffers:
+            return buffer, 0, 1
+        return None, offset, offset + max(self.plan.schedule.layout.nbytes(buffer), 1)
 
     def _new_device_frame(self) -> DeviceFrame:
         layout = self.plan.schedule.layout
@@ -208,9 +218,9 @@ class DeviceProgram(Program):
         super()._prepare_inputs()
         layout = self.plan.schedule.layout
         self._targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
-        self._known: dict[int, tuple[Any, int]] = {}  # id -> (the array, weakly; its address, or 0)
+        self._known: dict[int, tuple[Any, int]] = {}  # id -> (the array, weakly; its address)
         self._expected = []
-        handed_on = {layout.access[y].buffer for y in layout.graph.outputs}  # inputs among them are copied, to be copied
+        handed_on = {layout.access[y].buffer for y in layout.graph.outputs}  # if an input, it is copied
         for k, _ in self._targets:
             spec, access = layout.graph.specs[layout.graph.inputs[k]], layout.access[layout.graph.inputs[k]]
             size = spec.dtype.itemsize
@@ -284,7 +294,7 @@ class DeviceProgram(Program):
     def _captured(self, steps: list[Run]) -> Any:
         """The launches of all steps as a graph; None, and once a warning, if they cannot be captured."""
         try:
-            return self._backend.capture(steps)
+            return self._backend.capture(steps, self._streams, self._needed)
         except Exception as error:
             self.failures += 1
             if self.failures == 1:
@@ -302,7 +312,8 @@ class DeviceProgram(Program):
         first, *rest = str(self.plan).splitlines()
         first += (
             f"; {len(self._own_buffers)} results in {len(self._device_frames)} frames; {len(self._executables)} "
-            f"bindings, {len(captured)} of them captured as graphs, {self.failures} captures failed"
+            f"bindings, {len(captured)} of them captured as graphs, {self.failures} captures failed; at most "
+            f"{1 + max(levels(self._needed), default=-1)} of {len(self._needed)} tasks have to wait for one another"
         )
         return "\n".join([str(self.graph), "", first, *rest])
 

@@ -20,7 +20,7 @@ SMALL = 4096  # iterations; below, joining siblings that share an input saves no
 class Task:
     """What runs at once: a loop, a kernel node, or a contraction that the backend writes itself."""
 
-    work: Loop | Node | Contract
+    work: Any  # Loop, Node, Contract, or several loops side by side (`branches.Side`)
     reads: set[Id]
     writes: list[Id]
 
@@ -123,4 +123,6 @@ def describe(work: Any) -> str:
         texts = [f"t{i} = {step.text.format(*step.args)}" for i, step in enumerate(work.steps) if step.text]
         texts += [f"{s.access.buffer} by {s.combine.format('', s.source).strip()}" for s in work.stores if s.combine]
         return f"loop {list(work.sizes)}: {'; '.join(texts)}"
+    if not isinstance(work, (Node, Contract)):  # loops side by side
+        return " | ".join(map(describe, work.loops))
     return str(work.name if isinstance(work, Contract) else work.op.name)

@@ -42,8 +42,10 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan_memory(schedule: Schedule) -> Plan:
+def plan_memory(schedule: Schedule, *, is_sharing: bool = True) -> Plan:
     """Offsets for all buffers. Inputs and outputs live throughout; the rest from first write to last read.
+
+    is_sharing: whether buffers that do not live at one time share bytes; tasks that share none may run at one time.
 
     Largest first, each at the lowest offset where it overlaps no buffer alive at the same time (Pisarchyk and Lee,
     Efficient Memory Management for Deep Neural Net Inference, 2020, greedy by size).
@@ -61,6 +63,8 @@ def plan_memory(schedule: Schedule) -> Plan:
         buffer = access[y].buffer
         if buffer in lives:
             lives[buffer] = (lives[buffer][0], end)
+    if not is_sharing:
+        lives = {buffer: (-1, end) for buffer in lives}
     return Plan(schedule, *packed(lives, schedule.layout.nbytes))
 
 

@@ -16,6 +16,7 @@ from minidl.backends.loop import Access
 from minidl.core.apply import compute
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
+from minidl.engine.branches import Side
 from minidl.engine.contract import Contract
 from minidl.engine.fuse import Task
 from minidl.engine.graph import Graph, Id, Node
@@ -131,7 +132,9 @@ class Program:
         self._first.setdefault(k, run)
         return run
 
-    def _newly_bound(self, work: Loop | Node, flat: Memory, before: Run | None) -> Run:
+    def _newly_bound(self, work: Any, flat: Memory, before: Run | None) -> Run:
+        if isinstance(work, Side):
+            return self._backend.bind_side_by_side(work.loops, flat.__getitem__)
         if isinstance(work, Loop):
             bind = getattr(before, "rebind", None) or functools.partial(self._backend.bind_loop, work)
             return bind(flat.__getitem__)

@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -205,16 +204,6 @@ class MemoryPointer:
         return {"shape": (self.mem.size,), "typestr": "|u1", "data": (self.mem.ptr, False), "version": 3}
 
 
-class _Event:
-    """A moment of the host: whatever was launched before has run."""
-
-    def record(self, stream: Any = None) -> None:
-        self.moment = time.perf_counter()
-
-    def synchronize(self) -> None:
-        pass
-
-
 class _Pool:
     def free_all_blocks(self) -> None:
         global _freed, _limit
@@ -245,7 +234,7 @@ cuda = SimpleNamespace(
     Stream=graphs.Stream,
     UnownedMemory=UnownedMemory,
     MemoryPointer=MemoryPointer,
-    Event=_Event,
+    Event=graphs.Event,
     get_elapsed_time=lambda start_event, end_event: 1e3 * (end_event.moment - start_event.moment),
     get_current_stream=graphs.current,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
@@ -281,14 +270,14 @@ def _compiled(name: str, text: str | None, flags: list[str]) -> Path:
     path = CACHE / f"{name}-{key}.so"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        source = path.with_suffix(".cpp")  # stays there: reports of the sanitizers name its lines
+        source = path.with_suffix(".cpp")  # it stays there: reports of the sanitizers name its lines
         with tempfile.TemporaryDirectory(dir=CACHE) as place:
             made = Path(place) / "made"
             made.write_text(text if text is not None else (HERE / "cusim.cpp").read_text())
             os.replace(made, source)
-            found = subprocess.run(
-                ["g++", *FLAGS, *flags, f"-I{HERE}", str(source), "-o", str(made)], capture_output=True, text=True
-            )
+            plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of sanitize.py
+            command = ["g++", *FLAGS, *flags, f"-I{HERE}", str(source), "-o", str(made)]
+            found = subprocess.run(command, capture_output=True, text=True, env=plain)
             if found.returncode:
                 raise RuntimeError(f"the kernel does not compile:\n{found.stderr[:4000]}")
             os.replace(made, path)

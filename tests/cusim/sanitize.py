@@ -37,7 +37,6 @@ def library() -> str | None:
 def shifted(file: str) -> tuple[Any, str]:
     """(the shim with the mistake in the last write of a file, the line)."""
     from cusim.mutations import Mutated, mutants
-
     from minidl.kernels.cuda import launch
 
     text = (launch.HERE / file).read_text(encoding="utf-8")

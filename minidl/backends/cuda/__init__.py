@@ -83,6 +83,11 @@ def bind_loop(loop: Any, flat: Callable[[Any], Any]) -> Callable[[], Any]:
     return loops.bind_loop(loop, flat)
 
 
+def bind_side_by_side(side: Any, flat: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Several loops as one launch."""
+    return loops.bind_side_by_side(side, flat)
+
+
 def bind_kernel(op: Any, outputs: list[Any], inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
     """The kernel of `op` as a function without arguments, bound to its arrays; scratch is made here, once."""
     if op.kind_name in ("map", "reduce"):

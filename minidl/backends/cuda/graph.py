@@ -15,24 +15,55 @@ def is_wanted() -> bool:
     return os.environ.get("MINIDL_CUDA_GRAPHS") != "0"
 
 
-def capture(steps: Sequence[Callable[[], Any]]) -> Any:
+def capture(steps: Sequence[Callable[[], Any]], streams: Sequence[int], needed: Sequence[set[int]]) -> Any:
     """What the steps launch, as one graph: `launch()` runs it on the current stream.
 
+    streams : for each step the number of the stream to launch it on; several streams become branches of the graph
+    needed  : for each step the numbers of those that it has to wait for
     The steps have run before, so that their modules are loaded. They must not allocate, copy from or to the host, or
     wait; if they do, or raise, the capture is ended and forgotten and the error goes on.
     """
-    cupy = launch.cupy()
-    stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be captured
-    with stream:
-        stream.begin_capture()
+    cuda = launch.cupy().cuda
+    count = max(streams, default=0) + 1
+    made = [cuda.Stream(non_blocking=True) for _ in range(count)]  # the default stream cannot be captured
+    origin = made[0]
+    with origin:
+        origin.begin_capture()
         try:
-            for step in steps:
-                step()
+            _launch_in_branches(steps, streams, needed, made)
         except BaseException:
             with contextlib.suppress(Exception):
-                stream.end_capture()
+                origin.end_capture()
             raise
-        return stream.end_capture()
+        return origin.end_capture()
+
+
+def _launch_in_branches(
+    steps: Sequence[Callable[[], Any]], streams: Sequence[int], needed: Sequence[set[int]], made: list[Any]
+) -> None:
+    cuda = launch.cupy().cuda
+    start = _marked(cuda, made[0])
+    for stream in made[1:]:
+        stream.wait_event(start)
+    others = {i for j, mine in enumerate(needed) for i in mine if streams[i] != streams[j]}
+    ends: dict[int, Any] = {}
+    for j, (step, number) in enumerate(zip(steps, streams)):
+        stream = made[number]
+        for i in sorted(needed[j]):
+            if streams[i] != number:
+                stream.wait_event(ends[i])
+        with stream:
+            step()
+        if j in others:
+            ends[j] = _marked(cuda, stream)
+    for stream in made[1:]:
+        made[0].wait_event(_marked(cuda, stream))
+
+
+def _marked(cuda: Any, stream: Any) -> Any:
+    event = cuda.Event(disable_timing=True)
+    event.record(stream)
+    return event
 
 
 class Shared:

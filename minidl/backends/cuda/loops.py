@@ -81,6 +81,14 @@ def bind_loop(loop: Any, flat: Callable[[Any], Any]) -> Callable[[], None]:
     return Bound(launches, [flat(buffer).data.ptr for buffer in buffers])
 
 
+def bind_side_by_side(loops: Sequence[Any], flat: Callable[[Any], Any]) -> Callable[[], None]:
+    """`bind_loop` for loops that do not need each other: one launch."""
+    buffers = sorted({buffer for loop in loops for buffer in (*loop.reads, *loop.writes)})
+    sizes = {buffer: flat(buffer).itemsize for buffer in buffers}
+    launches = Launches(Printed.side_by_side(loops).in_bytes(sizes), buffers)
+    return Bound(launches, [flat(buffer).data.ptr for buffer in buffers])
+
+
 # plain calls ----------------------------------------------------------------------------------------------------
 MOST_KINDS = 2048  # so many kinds of calls are remembered
 _kinds: dict[Any, Any] = {}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.backends.loop import Temp
+from minidl.backends.loop import Loop, Temp
 from minidl.kernels.cuda import launch
 
 THREADS = 256
@@ -86,6 +86,33 @@ class Printed:
         return self
 
     # kernels ----------------------------------------------------------------------------------------------------
+    @classmethod
+    def side_by_side(cls, loops: Sequence[Any]) -> Printed:
+        """Loops that do not need each other and combine nothing, as one kernel: each has a range of blocks."""
+        made = cls(Loop((0,), [], []), is_fixed=True)
+        bodies, lines, begin = [], [], 0
+        for k, loop in enumerate(loops):
+            total = math.prod(loop.sizes)
+            body = _Body(loop, loop.stores, True, f"b{k}")
+            inner = body.places(range(len(loop.sizes)), "i") + body.steps() + body.plain(loop.stores)
+            blocks = -(-total // THREADS)
+            lines += [f"if (blockIdx.x >= {begin} && blockIdx.x < {begin + blocks}) {{"]
+            lines += [f"  {body.index} i = ({body.index})(blockIdx.x - {begin}) * {THREADS} + threadIdx.x;"]
+            lines += [f"  if (i < {total}) {{", *["    " + line for line in inner], "  }", "}"]
+            bodies.append(body)
+            begin += blocks
+        parameters = ", ".join(declared for body in bodies for declared in body.declared)
+        text = f"""
+// Several loops side by side, a thread per iteration. Grid: blocks of {THREADS} threads, a range of them for each loop.
+// No shared memory. Floor: the bytes of the arrays, each read or written once.
+extern "C" __global__ void __launch_bounds__({THREADS}) maps({parameters}) {{
+{indented(lines, 2)}
+}}
+"""
+        made.parts = []
+        made._add(text, "maps", (begin,), [a for body in bodies for a in body.arguments])
+        return made
+
     def _map(self, loop: Any, stores: list[Any]) -> None:
         total = math.prod(loop.sizes)
         unroll = UNROLL if total >= LARGE else 1
@@ -220,8 +247,8 @@ def _power(n: int) -> int:
 class _Body:
     """The lines of an iteration, and the parameters and arguments of the kernel that they are part of."""
 
-    def __init__(self, loop: Any, stores: list[Any], is_fixed: bool) -> None:
-        self._loop, self._is_fixed = loop, is_fixed
+    def __init__(self, loop: Any, stores: list[Any], is_fixed: bool, prefix: str = "") -> None:
+        self._loop, self._is_fixed, self._prefix = loop, is_fixed, prefix
         self.declared: list[str] = []
         self.arguments: list[tuple[Any, ...]] = []
         self._used = _needed(loop, stores)
@@ -259,9 +286,10 @@ class _Body:
                 self.arguments.append(("value", int(step.access.buffer)))
                 lines.append(f"{c} t{i} = ({c})l{i};")
             else:
-                self.declared.append(f"const {c} *__restrict__ x{i}")
+                name = f"{self._prefix}x{i}"
+                self.declared.append(f"const {c} *__restrict__ {name}")
                 self.arguments.append(("array", step.access.buffer, step.access.offset))
-                lines.append(f"{c} t{i} = x{i}[{self._subscript(f'x{i}', step.access)}];")
+                lines.append(f"{c} t{i} = {name}[{self._subscript(name, step.access)}];")
         return lines
 
     def plain(self, stores: list[Any]) -> list[str]:
@@ -270,7 +298,7 @@ class _Body:
 
     def store_at(self, store: Any) -> str:
         """The element that a store fills."""
-        name = f"y{len(self._at)}"
+        name = f"{self._prefix}y{len(self._at)}"
         self._at[id(store)] = name
         self.declared.append(f"{ctype(store.dtype)} *__restrict__ {name}")
         self.arguments.append(("array", store.access.buffer, store.access.offset))
