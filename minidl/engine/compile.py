@@ -7,7 +7,7 @@ from typing import Any
 
 from minidl import backends
 from minidl.engine.branches import side_by_side
-from minidl.engine.devices import DeviceProgram, is_elsewhere, on_one_device
+from minidl.engine.devices import DeviceProgram, goes_to_and_fro, is_elsewhere, on_one_device
 from minidl.engine.fuse import calls, schedule
 from minidl.engine.graph import Graph
 from minidl.engine.layout import choose_layout
@@ -26,8 +26,7 @@ def compile_graph(
 ) -> Program | ExactProgram:
     """From a graph to a program: passes -> Layout -> Schedule -> Plan -> Program.
 
-    A backend that binds no loops (the reference) computes call by call; so does a graph whose data go to a GPU and back
-    in the middle.
+    A backend that binds no loops (the reference) computes call by call; so does a graph with an op that the GPU lacks.
     """
     used = drop_unused(graph)
     if is_elsewhere(used):
@@ -50,11 +49,13 @@ def compile_graph(
 
 def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exact: bool) -> Program | ExactProgram:
     backend = backends.gpu()
-    one = on_one_device(graph if is_exact else simplify(graph))
-    if one is None:
+    if is_exact and goes_to_and_fro(graph):
         return ExactProgram(graph)
+    one = on_one_device(graph if is_exact else simplify(graph))
     if not is_exact:
         one = simplify(expand(backend.has_kernel)(simplify(one)))
+    if not all(backend.has_kernel(node.op) for node in one.nodes):
+        return ExactProgram(graph)
     layout = choose_layout(one, input_orders, backend.needs_dense, backend.view)
     tasks = calls(layout) if is_exact else side_by_side(schedule(layout))
     is_at_host = [graph.specs[y].device == "cpu" for y in graph.outputs]

@@ -34,33 +34,38 @@ def is_elsewhere(graph: Graph) -> bool:
     return any(graph.specs[x].device != HERE for x in used)
 
 
-def on_one_device(graph: Graph) -> Graph | None:
-    """The graph without its moves between devices, as if there were one; None if data go to and fro inside of it.
+def on_one_device(graph: Graph) -> Graph:
+    """The graph without its moves between devices, as if there were one.
 
-    A move may stand at the door: what comes in from the host, or goes out to it, is copied by the program.
+    What comes in from the host is copied there by the program, what goes out to it is copied out; what is computed on
+    the host in between is computed with the rest.
     """
     graph = drop_unused(graph)
-    given, read = {*graph.inputs, *graph.constants}, {x for node in graph.nodes for x in node.reads}
     names: dict[Id, Id] = {}
     kept: list[Node] = []
     for node in graph.nodes:
+        is_removed = is_move(graph, node)
         node = node.renamed(names)
-        is_at_door = node.reads and (node.reads[0] in given or node.outputs[0] not in read)
-        if is_at_door and is_move(graph, node):
+        if is_removed:
             names[node.outputs[0]] = node.reads[0]
         else:
-            kept.append(node)
-    moved = {x for x in names.values() if x in given}
-    for node in kept:
-        if any(graph.specs[y].device == HERE for y in node.outputs):
-            return None
-        if any(graph.specs[x].device == HERE and x not in moved for x in node.reads):
-            return None
-    outputs = [names.get(y, y) for y in graph.outputs]
-    one = graph.with_nodes([_here(node) for node in kept], outputs=outputs)
+            kept.append(_here(node))
+    one = graph.with_nodes(kept, outputs=[names.get(y, y) for y in graph.outputs])
     one.specs = [spec._replace(device=HERE) for spec in one.specs]
     one.constants = {x: host(data) for x, data in one.constants.items()}
     return one
+
+
+def goes_to_and_fro(graph: Graph) -> bool:
+    """Whether something is computed on the host, or moves in the middle."""
+    given, read = {*graph.inputs, *graph.constants}, {x for node in graph.nodes for x in node.reads}
+    for node in graph.nodes:
+        if is_move(graph, node):
+            if node.reads[0] not in given and node.outputs[0] in read:
+                return True
+        elif any(graph.specs[y].device == HERE for y in node.outputs):
+            return True
+    return False
 
 
 def is_move(graph: Graph, node: Node) -> bool:

@@ -152,11 +152,11 @@ class Samples:
 
     def __init__(self, calls: Iterable[Call]) -> None:
         self._calls = [(call, texts_of(call)) for call in calls]
-        self._calls.sort(key=lambda found: sum(x.size for x in found[0].inputs if isinstance(x, np.ndarray)))
+        self._calls.sort(key=lambda found: -sum(x.size for x in found[0].inputs if isinstance(x, np.ndarray)))
         self._right: dict[int, list[np.ndarray]] = {}
 
     def touched(self, mutant: Mutant) -> Iterator[Call]:
-        """Calls that see the mutant, small ones first."""
+        """Calls that see the mutant; large ones, which notice most, first."""
         for call, texts in self._calls:
             if any(map(mutant.alters, texts)):
                 yield call

@@ -67,15 +67,20 @@ def test_constants_of_the_host_are_folded(device):
     assert len(program.graph.nodes) == 1 and np.array_equal(run(program, gpuArray(dlarray(X)))[0], X * (X + 1))
 
 
-def test_data_that_go_to_and_fro_are_computed_call_by_call(device):
-    def function(x):
-        return gpuArray(gather(x * 2) + dlarray(X)) * 3
+def to_and_fro(x, t):
+    return [gpuArray(gather(x * 2) + dlarray(X)) * 3 + gather(t) ** 2, gather(x) + t, t - 1]
 
-    graph, _, _ = recorded(function, gpuArray(dlarray(X)))
-    assert on_one_device(graph) is None
-    program = compiled(function, gpuArray(dlarray(X)))
-    assert isinstance(program, ExactProgram)
-    assert np.array_equal(run(program, gpuArray(dlarray(X)))[0], X * 9)
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_data_that_go_to_and_fro(device, is_exact):
+    """Fast programs compute all of it on the device; exact ones call by call, each call where it was made."""
+    x, t = gpuArray(dlarray(X)), dlarray(np.float32(3))
+    program = compiled(to_and_fro, x, t, is_exact=is_exact)
+    assert isinstance(program, ExactProgram if is_exact else DeviceProgram)
+    found = program.run([x._value.data, t._value.data, GENERATOR.value.data])
+    assert [isinstance(y, np.ndarray) for y in found] == [False, True, True]
+    for y, expected in zip(found, (X * 9 + 9, X + 3, 2.0)):
+        assert np.array_equal(host(y), np.float32(expected) + np.zeros(y.shape, np.float32))
 
 
 def test_the_graph_itself_stays_as_it_is(device):
