@@ -34,12 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests on a GPU run when they are asked for: pytest -m gpu."""
-    if "gpu" in (config.getoption("-m") or ""):
-        return
-    asked_for = [item for item in items if item.get_closest_marker("gpu")]
-    config.hook.pytest_deselected(items=asked_for)
-    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    """Tests on a GPU run when they are asked for: pytest -m gpu. Those marked `host` need no other place than that."""
+    is_asked_for = "gpu" in (config.getoption("-m") or "")
+
+    def is_left_out(item: pytest.Item) -> bool:
+        if item.get_closest_marker("gpu") and not is_asked_for:
+            return True
+        place = getattr(item, "callspec", None) and item.callspec.params.get("place", "cpu")
+        return bool(item.get_closest_marker("host") and place not in (None, "cpu"))
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -278,6 +278,7 @@ def aligned(x: DLArray, labels: str) -> np.ndarray:
     return x.numpy().reshape(sizes)
 
 
+@pytest.mark.host
 @every([name for name in MAPS if name != "cast"])
 @given(data=st.data())
 def test_map_expands_by_label(name, data):

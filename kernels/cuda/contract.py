@@ -33,6 +33,8 @@ MOST_SUMS = 1 << 22  # elements of partial sums in scratch memory
 THREADS_EACH = 128  # of a block where each thread makes an element
 LATENCY = 450  # cycles until the next tile has come from the second cache
 BASE_ALIGNMENT = 16  # bytes of the longest load
+MOST_COLUMN_SUMS = 8  # sums of one contraction: what a thread holds of them has to find room
+ROWS_OF_SLICES = 32  # rows of which `add_slices` makes one partial sum
 
 
 # what is said about a call ------------------------------------------------------------------------------------------
@@ -46,18 +48,65 @@ class Read(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What becomes of a number `x`: a C expression of x and of what is read at the same element of the operand."""
+    """What becomes of a number `x`: a C expression of x and of what is read at the same element of the operand.
+
+    lines : C statements before the expression, which may name what they compute: "float t1 = x * scale;"
+    """
 
     text: str
     reads: tuple[Read, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+class Stored(NamedTuple):
+    """Another result, into the array of a number: a C expression of all that `Slots.y` names, and of its result `y`.
+
+    strides : of that array, along each dimension of y
+    """
+
+    text: str
+    array: int
+    strides: tuple[int, ...]
+    start: int = 0
+
+
+class Summed(NamedTuple):
+    """A sum over the elements of y that share their subscripts along the dimensions kept, in double.
+
+    text    : C expression of all that `Slots.y` names, and of its result `y`; made double when it is computed
+    array   : number of the array that gets the sums; None: they are for the tail alone
+    strides : of that array, along each dimension of y; those of other dimensions than the ones kept do not count
+    """
+
+    text: str
+    array: int | None = None
+    strides: tuple[int, ...] = ()
+    start: int = 0
+
+
+class Tail(NamedTuple):
+    """What becomes of the sums s0, s1, ... that are finished: C statements, over what is read, and results.
+
+    Strides are those along each dimension of y, as in `Summed`. All numbers are read before one is stored.
+    """
+
+    lines: tuple[str, ...]
+    reads: tuple[Read, ...] = ()
+    stores: tuple[Stored, ...] = ()
 
 
 class Slots(NamedTuple):
     """What a contraction does besides: to a and b on load (never to what lies out of bounds), to y before it is stored.
 
-    types      : dtypes of the other arrays, in the order of their numbers
+    types      : dtypes of the other arrays, in the order of their numbers; those that are only read share no memory
+                 with y and with what is written
     statistics : per block of rows and per column, mean and squared deviations of what is stored (`Statistics`)
     preamble   : C text before everything, for functions that the expressions call
+    stores     : more results, element by element
+    sums, kept : sums over all dimensions of y but those kept; tail: what becomes of them
+    keeps_y    : whether y itself is stored
+
+    C text has the words of words.cuh. It makes no names like e0, v0, row, step or v, and none in capitals.
     """
 
     a: Change | None = None
@@ -66,6 +115,16 @@ class Slots(NamedTuple):
     types: tuple[str, ...] = ()
     statistics: bool = False
     preamble: str = ""
+    stores: tuple[Stored, ...] = ()
+    sums: tuple[Summed, ...] = ()
+    kept: tuple[int, ...] = ()
+    tail: Tail | None = None
+    keeps_y: bool = True
+
+    @property
+    def is_each_element(self) -> bool:
+        """Whether something is said about each element of y."""
+        return self.y is not None or bool(self.stores) or bool(self.sums)
 
 
 class Statistics(NamedTuple):
@@ -141,7 +200,7 @@ def shared_elements(tile: Tile, itemsize: int) -> int:
 
 
 @functools.cache
-def _tiles(itemsize: int, is_tensor: bool) -> list[Tile]:
+def _tiles(itemsize: int, is_tensor: bool, has_sums: bool = False) -> list[Tile]:
     """All tiles that fit into static shared memory and into registers."""
     found = []
     for m, n, rows, columns in _TENSOR if is_tensor else _PLAIN:
@@ -149,9 +208,10 @@ def _tiles(itemsize: int, is_tensor: bool) -> list[Tile]:
             tile = Tile(m, n, k, rows, columns, is_tensor)
             values = m * n // tile.threads
             held = (m + n) * k // tile.threads
-            lines = (8 * rows if is_tensor else m // rows) + 1
-            shared = shared_elements(tile, itemsize)
-            fits = shared * itemsize <= launch.STATIC_SHARED_BYTES and lines * n <= shared and tile.threads % k == 0
+            lines = 8 * rows if is_tensor else m // rows
+            described = lines * n * 8 if has_sums else (lines + 1) * n * itemsize
+            shared = shared_elements(tile, itemsize) * itemsize
+            fits = described <= shared <= launch.STATIC_SHARED_BYTES and tile.threads % k == 0
             most = 76 if tile.threads >= 256 and not is_tensor else 96  # so that two large blocks have room
             if fits and max(m, n) * k <= 32 * tile.threads and (values + held) * itemsize <= 4 * most:
                 found.append(tile)
@@ -192,12 +252,12 @@ def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> f
 
 @functools.lru_cache(maxsize=4096)
 def best_tile(
-    parts: tuple[Sizes, ...], itemsize: int, is_tensor: bool, slices: int | None = None
+    parts: tuple[Sizes, ...], itemsize: int, is_tensor: bool, slices: int | None = None, has_sums: bool = False
 ) -> tuple[Tile, int, float]:
     """(tile, slices of the terms, cycles): the quickest by the model, for so many slices or for any number."""
     terms, elements = max((p[3] for p in parts), default=0), sum(math.prod(p[:3]) for p in parts)
     many = [s for s in _SLICES if s == 1 or (s * 32 <= terms and s * elements <= MOST_SUMS)]
-    options = [(t, s) for t in _tiles(itemsize, is_tensor) for s in (many if slices is None else [slices])]
+    options = [(t, s) for t in _tiles(itemsize, is_tensor, has_sums) for s in (many if slices is None else [slices])]
     cycles, number = min((_cycles(t, s, parts, itemsize), i) for i, (t, s) in enumerate(options))
     return *options[number], cycles
 
@@ -243,7 +303,7 @@ def _capability(library: Any) -> int:
 
 
 def contract_scratch(nests: Sequence[Any], *, dtype: Any, precision: str = "float32", slots: Slots = NONE) -> Scratch:
-    """Scratch of `contract_all`: ((shape, dtype), ...)."""
+    """Scratch of `contract_all` without sums: ((shape, dtype), ...). With sums `plan(...).scratch` says it."""
     dtype = np.dtype(dtype)
     slices = _slices(tuple(nests), dtype.itemsize, is_tensor_core(dtype, precision), slots.statistics)
     if slices == 1:
@@ -287,9 +347,15 @@ def _reach(form: _Form, sizes: Sequence[int]) -> tuple[int, int]:
 
 
 class _Side:
-    """An operand of one nest: where it lies, what has to be within bounds, where other arrays are read with it."""
+    """An operand of one nest: where it lies, what has to be within bounds, places in other arrays that go with it.
 
-    def __init__(self, subscripts: Any, layout: Layout, sizes: Sequence[int], change: Change | None, is_checked: bool):
+    These are places where `change` reads, and then those of `more`, pairs of strides and a start.
+    """
+
+    def __init__(
+        self, subscripts: Any, layout: Layout, sizes: Sequence[int], change: Change | None, is_checked: bool,
+        more: Sequence[tuple[Sequence[int], int]] = (),
+    ) -> None:  # fmt: skip
         self.change, self.layout = change, layout
         self.at = _form(subscripts, layout.strides)
         self.checks: list[tuple[_Form, int]] = []
@@ -299,7 +365,8 @@ class _Side:
                 low, high = _reach(form, sizes)
                 if low < 0 or high >= size:
                     self.checks.append((form, size))
-        self.reads = [_form(subscripts, read.strides, read.start) for read in change.reads] if change else []
+        places = [(read.strides, read.start) for read in change.reads] if change else []
+        self.reads = [_form(subscripts, *place) for place in (*places, *more)]
 
     @property
     def forms(self) -> list[_Form]:
@@ -313,12 +380,34 @@ class _Side:
 Axis = tuple[int, dict[int, int]]  # size, and the factor of each form (by its id)
 
 
+def _dense(sizes: Sequence[int | None]) -> list[int]:
+    """Strides of an array that has dimensions of these sizes, and 0 for those that it does not have (None)."""
+    strides, stride = [0] * len(sizes), 1
+    for d, size in reversed(list(enumerate(sizes))):
+        if size is not None:
+            strides[d] = stride
+            stride *= size
+    return strides
+
+
+def _is_dense(subscript: Any, sizes: Sequence[int], extent: int) -> bool:
+    """Whether a subscript takes each value below `extent` just once."""
+    reach = 1
+    for factor, i in sorted((factor, i) for i, factor in subscript.factors if sizes[i] != 1):
+        if factor != reach:
+            return False
+        reach *= sizes[i]
+    return subscript.start == 0 and reach == extent
+
+
 class _Nest:
     """A nest in terms of memory: a, b and y as sides, and the indices as rows, columns, batch and terms."""
 
     def __init__(self, nest: Any, y: Layout, a: Layout, b: Layout, slots: Slots):
         self.sizes = sizes = nest.sizes
-        self.y = _Side(nest.y, y, sizes, slots.y, False)
+        column = _dense([n if d in slots.kept else None for d, n in enumerate(y.shape)])
+        more = [*((stored.strides, stored.start) for stored in slots.stores), *([(column, 0)] if slots.sums else [])]
+        self.y = _Side(nest.y, y, sizes, slots.y, False, more)
         self.a = _Side(nest.a, a, sizes, slots.a, True)
         self.b = _Side(nest.b, b, sizes, slots.b, True)
         kept, terms = sorted(_indices(nest.y)), range(len(sizes))
@@ -329,6 +418,17 @@ class _Nest:
         self.columns = [i for i in kept if i in in_b and i not in in_a]
         self.terms = [i for i in terms if i not in kept]
         self.is_ordered = slots.statistics
+        self.kept: set[int] | None = None  # indices of the dimensions that sums keep
+        if slots.sums:
+            self.kept = {i for i in _indices([nest.y[d] for d in slots.kept]) if sizes[i] != 1}
+            self.is_dense = all(_is_dense(nest.y[d], sizes, y.shape[d]) for d in slots.kept)
+
+    def has_columns(self, is_turned: bool) -> bool:
+        """Whether what sums keep is just what moves along the columns, and maybe something of the batch."""
+        assert self.kept is not None
+        columns, rows = (self.rows, self.columns) if is_turned else (self.columns, self.rows)
+        has_all = all(i in self.kept for i in columns if self.sizes[i] != 1)
+        return self.is_dense and has_all and not self.kept.intersection(rows)
 
     def size(self, indices: Sequence[int]) -> int:
         return math.prod(self.sizes[i] for i in indices)
@@ -338,6 +438,8 @@ class _Nest:
         """Whether rows and columns should change places: columns are few, or lie side by side in y."""
         if self.is_ordered:
             return False
+        if self.kept is not None and self.has_columns(False) != self.has_columns(True):
+            return self.has_columns(True)
         m, n = self.size(self.rows), self.size(self.columns)
         if min(m, n) < 16:
             return m < n
@@ -440,18 +542,34 @@ class _Writer:
         )
 
     def made(self, axes: list[Axis]) -> str:
-        """What becomes of a number; `axes` are those along which v counts."""
-        change, lines = self.side.change, ""
-        for n, form in enumerate(self.side.reads):
-            read = change.reads[n]  # type: ignore[union-attr]
-            beside = axes[-1][1][id(form)] if axes else 0
-            place = f"row.read[{n}] + step.read[{n}]" + (f" + v * {beside}" if beside else "")
-            lines += f" const {launch.CTYPES[self.types[read.array]]} {read.name} = e{read.array}[{place}];"
-        text = change.text if change else "x"
+        """What becomes of a number that is loaded; `axes` are those along which v counts."""
+        change = self.side.change or Change("x")
+        lines = "".join(self._read(read, n, axes) for n, read in enumerate(change.reads))
+        lines += "".join(f"\n      {line}" for line in change.lines)
         return (
             "    DEVICE T made(T x, const Place &row, const Place &step, int v EXTRAS) "
-            f"{{{lines} return (T)({text}); }}\n"
+            f"{{{lines} return (T)({change.text}); }}\n"
         )
+
+    def finished(self, slots: Slots) -> str:
+        """What becomes of a sum of products, further results, and what is added to the sums of its column."""
+        change = self.side.change or Change("x")
+        lines = [self._read(read, n, []) for n, read in enumerate(change.reads)]
+        lines += [*change.lines, f"const T y = (T)({change.text});"]
+        for n, stored in enumerate(slots.stores, len(change.reads)):
+            kind = launch.CTYPES[self.types[stored.array]]
+            lines.append(f"e{stored.array}[row.read[{n}] + step.read[{n}]] = ({kind})({stored.text});")
+        lines += [f"added[{n}] += (double)({summed.text});" for n, summed in enumerate(slots.sums)]
+        return (
+            f"    static constexpr int COLUMN = {max(len(self.side.reads) - 1, 0)};\n"
+            "    DEVICE T finished(T x, const Place &row, const Place &step, double *added EXTRAS) {\n"
+            + "".join(f"      {line.strip()}\n" for line in lines) + "      return y;\n    }\n"
+        )  # fmt: skip
+
+    def _read(self, read: Read, n: int, axes: list[Axis]) -> str:
+        beside = axes[-1][1][id(self.side.reads[n])] if axes else 0
+        place = f"row.read[{n}] + step.read[{n}]" + (f" + v * {beside}" if beside else "")
+        return f" const {launch.CTYPES[self.types[read.array]]} {read.name} = e{read.array}[{place}];"
 
 
 def _struct(letter: str, writer: _Writer, tile_size: str, names: tuple[str, str], itemsize: int, totals: Any) -> str:
@@ -475,14 +593,19 @@ class _Part(NamedTuple):
     sizes: Sizes
 
 
-def _written(name: str, nest: _Nest, first: int, sums: int, itemsize: int, types: Sequence[str], width: int) -> _Part:
+def _written(
+    name: str, nest: _Nest, first: int, first_block: int, sums: int, itemsize: int, slots: Slots, width: int
+) -> _Part:
     y, a, b = nest.y, nest.a, nest.b
-    batch, rows, columns = nest.batch, nest.rows, nest.columns
+    batch, rows, columns, types = nest.batch, nest.rows, nest.columns, slots.types
+    kept = [i for i in batch if nest.kept is not None and i in nest.kept]
     if nest.is_each:  # every element is a matter of its own
         batch, rows, columns = [*batch, *rows, *columns], [], []
         z = nest.axes(batch, [y.at, a.at, b.at])
     else:
-        z = nest.axes(sorted(batch), []) if nest.is_ordered else nest.axes(batch, [y.at])
+        z = nest.axes(sorted(batch), []) if nest.is_ordered else nest.axes(
+            [i for i in batch if i not in kept], [y.at]
+        ) + nest.axes(kept, [y.at])
     m = nest.axes(rows, [y.at])
     n = nest.axes(sorted(columns), []) if nest.is_ordered else nest.axes(columns, [y.at])
     k = nest.axes(nest.terms, [a.at, b.at])
@@ -493,11 +616,12 @@ def _written(name: str, nest: _Nest, first: int, sums: int, itemsize: int, types
     text = (
         f"struct {name} {{\n"
         f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]}, FIRST = {first};\n"
+        f"  static constexpr I KEPT = {nest.size(kept)}, FIRST_BLOCK = {first_block};\n"
         f"  static constexpr int SUMS_V = {sums_v};\n"
         + _struct("A", as_, "BM", ("m", "k"), itemsize, (sizes[1], sizes[3]))
         + _struct("B", bs, "BN", ("n", "k"), itemsize, (sizes[2], sizes[3]))
         + f"  struct Y {{\n    static constexpr int V = {min(width, ys.vector(itemsize, n))};\n"
-        + ys.functions("m", "n") + ys.made([]) + "  };\n};\n"
+        + ys.functions("m", "n") + ys.finished(slots) + "  };\n};\n"
     )  # fmt: skip
     return _Part(text, sizes)
 

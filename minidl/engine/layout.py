@@ -298,7 +298,7 @@ def choose_layout(
         elif packing and node.op.assembly_rule is not None and all(isinstance(x, Id) for x in node.inputs):
             known = [graph.specs[x] for x in node.inputs]
             chooser.assembly(node, node.op.assembly_rule(*known, **node.params))
-        elif node.op.kind is KERNEL:
+        elif node.op.kind is KERNEL or len(node.outputs) > 1:
             chooser.kernel(node, needs_dense(node.op))
         else:
             chooser.element_wise(node)

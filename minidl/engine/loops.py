@@ -87,7 +87,7 @@ def split(loop: Loop, sizes: tuple[int, ...]) -> Loop:
     """The same loop over a finer iteration space."""
     if loop.sizes == sizes:
         return loop
-    return _with_access(loop, sizes, lambda strides: _split_strides(loop.sizes, strides, sizes))
+    return with_access(loop, sizes, lambda strides: _split_strides(loop.sizes, strides, sizes))
 
 
 def _split_strides(old: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...]:
@@ -118,14 +118,14 @@ def merged(loop: Loop) -> Loop:
             del sizes[i], columns[i]
         i -= 1
     joined = iter([tuple(column[k] for column in columns) for k in range(len(rows))])
-    return _with_access(loop, tuple(sizes), lambda strides: next(joined))
+    return with_access(loop, tuple(sizes), lambda strides: next(joined))
 
 
 def _accesses(loop: Loop) -> list[Access]:
     return [s.access for s in loop.steps if s.access is not None] + [s.access for s in loop.stores]
 
 
-def _with_access(loop: Loop, sizes: tuple[int, ...], change: Any) -> Loop:
+def with_access(loop: Loop, sizes: tuple[int, ...], change: Any) -> Loop:
     def changed(a: Access) -> Access:
         return Access(a.buffer, a.offset, change(a.strides))
 

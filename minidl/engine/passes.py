@@ -138,13 +138,13 @@ def expand(has_kernel: Callable[[Op], bool]) -> Callable[[Graph], Graph]:
         kept: list[Node] = []
         names: dict[Id, Any] = {}
         for node in graph.nodes:
-            _splice(graph, node.renamed(names), is_kept, kept, names)
+            splice(graph, node.renamed(names), is_kept, kept, names)
         return graph.with_nodes(kept, outputs=[names.get(y, y) for y in graph.outputs])
 
     return run
 
 
-def _splice(
+def splice(
     graph: Graph, node: Node, is_kept: Callable[[Op], bool], kept: list[Node], names: dict[Id, Any]
 ) -> None:
     op = node.op
@@ -168,7 +168,7 @@ def _splice(
             numbers[id(value)] = graph.new(value.spec)
             made.append(numbers[id(value)])
         inner = Node(call.op, read, call.params, tuple(made), node.where, node.is_gradient)
-        _splice(graph, inner.renamed(names), is_kept, kept, names)
+        splice(graph, inner.renamed(names), is_kept, kept, names)
     for y, value in zip(node.outputs, results):
         name = numbers[id(value)]
         names[y] = names.get(name, name)

@@ -1,7 +1,8 @@
 """Every kernel, compiled for every architecture: it fits a multiprocessor, and nothing spills out of its registers.
 
 The texts are those that the CUDA backend asks for when it runs the sample calls of all ops and a training step of the
-digits example, with batches of 32, in single precision, on tensor cores and in double precision.
+digits example, with batches of 32, in single precision, on tensor cores and in double precision: call by call, and as
+a program.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ SMALL_STACK = 24  # what ptxas keeps there, around the division of doubles for o
 pytestmark = pytest.mark.skipif(compiler() is None, reason="neither NVRTC (nvidia-cuda-nvrtc) nor nvcc is installed")
 
 
+STEPS = [("float32", "float32"), ("float32", "tf32"), ("float64", "float32")]
+
+
 def sample_calls() -> Iterator[calls.SampleCall | calls.KernelCall]:
     yield from calls.of_registry()
     yield from calls.of_rooms()
-    for dtype, setting in [("float32", "float32"), ("float32", "tf32"), ("float64", "float32")]:
+    for dtype, setting in STEPS:
         yield from calls.of_training_step(32, dtype, setting)
 
 
@@ -46,6 +50,8 @@ def recorded(arch: str) -> tuple[Texts, list[str]]:
                 call.run(recorder)
             except Exception as error:
                 failed.append(f"{call}: {type(error).__name__}: {error}")
+        for dtype, setting in STEPS:
+            calls.replay_training_step(32, dtype, setting)
     return recorder.texts, failed
 
 

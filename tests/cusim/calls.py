@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import test_every_op
 
-from minidl import dlarray, dlfeval, dlupdate
+from minidl import dlaccelerate, dlarray, dlfeval, dlupdate, gpuArray
 from minidl.backends import cuda, precision
 from minidl.core import contraction
 from minidl.core.op import OPS, Op
@@ -266,25 +266,51 @@ def _statistics(dtype: str, setting: str) -> KernelCall:
 
 
 # a training step -----------------------------------------------------------------------------------------------------
-def of_training_step(batch: int, dtype: str, setting: str = "float32") -> Iterator[SampleCall]:
-    """The calls of one step of the digits example, on arrays of its sizes and memory orders."""
+class Step(NamedTuple):
+    """The digits example and what a training step of it is given: parameters, batch (images, digits, angles), state."""
+
+    example: Any
+    parameters: Any
+    batch: tuple[Any, ...]
+    state: Any
+
+
+def training_step(batch: int, dtype: str) -> Step:
+    """A step on random images, in the host's memory."""
     path = Path(__file__).parents[2] / "examples" / "digits_accel.py"
     found = importlib.util.spec_from_file_location("digits_accel", path)
     assert found is not None and found.loader is not None
     example = importlib.util.module_from_spec(found)
     found.loader.exec_module(example)
-    for call in calls_of(example, batch, dtype):
+    r = np.random.default_rng(0)
+    typed_as = lambda x: dlarray(np.asarray(x).astype(dtype), x.dims())
+    parameters, state = [dlupdate(typed_as, tree) for tree in example.modelParameters(10, 1)]
+    images, angles = r.standard_normal((28, 28, 1, batch)).astype(dtype), r.standard_normal((1, batch)).astype(dtype)
+    digits = np.eye(10, dtype=dtype)[:, r.integers(0, 10, batch)]
+    return Step(example, parameters, (dlarray(images, "SSCB"), dlarray(digits), dlarray(angles)), state)
+
+
+def of_training_step(batch: int, dtype: str, setting: str = "float32") -> Iterator[SampleCall]:
+    """The calls of one step, on arrays of its sizes and memory orders, as recorded on the CPU."""
+    step = training_step(batch, dtype)
+    with opened(Tape(everything=True)) as tape:
+        dlfeval(step.example.modelStep, step.parameters, *step.batch, step.state, [], [], 1)
+    for call in tape.calls:
         yield SampleCall(call.op, tuple([x.data if type(x) is Value else x for x in call.inputs]), call.params, setting)
 
 
-def calls_of(example: Any, batch: int, dtype: str) -> list[Any]:
-    """The tape of one step, as recorded on the CPU."""
-    r = np.random.default_rng(0)
-    typed_as = lambda x: dlarray(np.asarray(x).astype(dtype), x.dims())
-    parameters, state = example.modelParameters(10, 1)
-    parameters, state = dlupdate(typed_as, parameters), dlupdate(typed_as, state)
-    images, angles = r.standard_normal((28, 28, 1, batch)).astype(dtype), r.standard_normal((1, batch)).astype(dtype)
-    digits = np.eye(10, dtype=dtype)[:, r.integers(0, 10, batch)]
-    with opened(Tape(everything=True)) as tape:
-        dlfeval(example.modelStep, parameters, dlarray(images, "SSCB"), digits, angles, state, [], [], 1)
-    return tape.calls
+def replay_training_step(batch: int, dtype: str, setting: str = "float32") -> None:
+    """Some accelerated steps on the GPU, solver included, until they are replayed."""
+    step = training_step(batch, dtype)
+    function = dlaccelerate(step.example.modelStep)
+    before = precision.choose(setting)
+    try:
+        parameters, state, *arrays = dlupdate(gpuArray, [step.parameters, step.state, *step.batch])
+        average, square = [], []
+        for i in range(1, 5):
+            iteration = dlarray(np.asarray(i, dtype))
+            parameters, state, _, average, square = dlfeval(
+                function, parameters, *arrays, state, average, square, iteration
+            )
+    finally:
+        precision.choose(before)

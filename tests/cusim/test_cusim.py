@@ -359,15 +359,101 @@ def test_memory_that_runs_out():
     cusim.empty(1000)
 
 
+# streams and graphs -------------------------------------------------------------------------------------------------
+ADD = """
+    extern "C" __global__ void k(i64 *y, i64 n) { y[0] = y[0] * 10 + n; }"""
+
+
+def test_a_graph_runs_what_was_captured_when_it_is_launched():
+    k, y = kernel(ADD), cusim.asarray(np.zeros(1, np.int64))
+    stream = cusim.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        for n in (1, 2, 3):
+            k((1,), (1,), (y, n))
+        graph = stream.end_capture()
+    assert y.get()[0] == 0 and graph.names == ["k"] * 3 and graph.depth == 3
+    for _ in range(4):  # in this order every time
+        y.set(np.zeros(1, np.int64))
+        graph.launch()
+        assert y.get()[0] == 123
+
+
+def test_a_missing_wait_between_streams_gives_wrong_numbers():
+    def launched(waits: bool) -> set[int]:
+        k, y = kernel(ADD), cusim.asarray(np.zeros(1, np.int64))
+        first, second = cusim.cuda.Stream(non_blocking=True), cusim.cuda.Stream(non_blocking=True)
+        begun, middle, end = (cusim.cuda.Event() for _ in range(3))
+        with first:
+            first.begin_capture()
+            begun.record()
+            second.wait_event(begun)
+            k((1,), (1,), (y, 1))
+            middle.record()
+        with second:
+            if waits:
+                second.wait_event(middle)
+            k((1,), (1,), (y, 2))
+            end.record()
+        first.wait_event(end)
+        with first:
+            graph = first.end_capture()
+        seen = set()
+        for _ in range(4):
+            y.set(np.zeros(1, np.int64))
+            graph.launch()
+            seen.add(int(y.get()[0]))
+        return seen
+
+    assert launched(waits=True) == {12} and launched(waits=False) == {12, 21}
+
+
+@pytest.mark.parametrize(
+    "act",
+    [lambda y: cusim.empty(3), lambda y: y.get(), lambda y: y.set(np.zeros(1, np.int64)),
+     lambda y: cusim.cuda.get_current_stream().synchronize(), lambda y: cusim.cuda.Event().synchronize()],
+)  # fmt: skip
+def test_what_cannot_be_captured_is_refused_and_voids_the_capture(act):
+    y, stream = cusim.asarray(np.zeros(1, np.int64)), cusim.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="Unsupported"):
+            act(y)
+        with pytest.raises(RuntimeError, match="Invalidated"):
+            stream.end_capture()
+        act(y)  # allowed again
+
+
+def test_captures_that_cannot_end():
+    first, second = cusim.cuda.Stream(non_blocking=True), cusim.cuda.Stream(non_blocking=True)
+    k, y, event = kernel(ADD), cusim.asarray(np.zeros(1, np.int64)), cusim.cuda.Event()
+    with pytest.raises(RuntimeError, match="legacy"):
+        cusim.cuda.get_current_stream().begin_capture()
+    with pytest.raises(RuntimeError, match="no capture"):
+        first.end_capture()
+    with first:
+        first.begin_capture()
+        event.record()
+    second.wait_event(event)
+    with second:
+        k((1,), (1,), (y, 1))
+    with first, pytest.raises(RuntimeError, match="Unjoined"):
+        first.end_capture()
+
+
 # CuPy ---------------------------------------------------------------------------------------------------------------
 NAMES = [
     "ndarray", "empty", "asarray", "asnumpy", "RawModule", "RawKernel", "get_default_memory_pool",
     "lib.stride_tricks.as_strided", "linalg.solve", "linalg.lstsq", "cuda.is_available", "cuda.Device", "cuda.Stream",
-    "cuda.Event", "cuda.get_elapsed_time",
+    "cuda.Event", "cuda.get_elapsed_time", "cuda.UnownedMemory", "cuda.MemoryPointer",
     "cuda.get_current_stream", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",
     "cuda.runtime.getDeviceCount", "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion",
     "cuda.runtime.memGetInfo", "cuda.runtime.getDeviceProperties",
 ]  # fmt: skip
+
+
+CLASSES = ["ndarray", "RawKernel", "RawModule", "cuda.Device", "cuda.Stream", "cuda.Event", "cuda.MemoryPointer",
+           "cuda.UnownedMemory"]  # fmt: skip
 
 
 def found_at(library, name):
@@ -391,8 +477,10 @@ def parameters(function) -> set[str]:
 def test_the_list_of_names_is_whole():
     """What stands in the shim for CuPy is what is compared with CuPy."""
     known = {name.split(".")[0] for name in NAMES}
-    own = {"POISON", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer", "limit_memory",
-           "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError"}  # fmt: skip
+    own = {
+        "POISON", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer", "limit_memory",
+        "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "UnownedMemory", "MemoryPointer",
+    }  # fmt: skip
     there = {name for name, x in vars(cusim).items() if not name.startswith("_") and not inspect.ismodule(x)}
     elsewhere = {name for name in there if getattr(vars(cusim)[name], "__module__", "cusim") != "cusim"}
     there -= elsewhere - known
@@ -414,11 +502,11 @@ class TestAgainstCuPy:
         if inspect.isfunction(ours) and ours.__name__ != "<lambda>":
             assert parameters(ours) <= parameters(theirs)
 
-    @pytest.mark.parametrize("name", ["ndarray", "RawKernel", "RawModule", "cuda.Device", "cuda.Stream", "cuda.Event"])
+    @pytest.mark.parametrize("name", CLASSES)
     def test_attributes(self, name):
         import cupy
 
-        own = {"RawModule": {"launches"}, "RawKernel": set(), "cuda.Stream": {"ptr"}, "cuda.Device": {"id"}}
+        own = {"RawModule": {"launches"}, "cuda.Stream": {"graphs"}, "cuda.MemoryPointer": {"interface"}}
         ours, theirs = found_at(cusim, name), found_at(cupy, name)
         missing = public_names(ours) - public_names(theirs) - own.get(name, set())
         assert not missing
@@ -430,6 +518,14 @@ class TestAgainstCuPy:
         assert {"grid", "block", "args", "shared_mem"} <= parameters(cupy.RawKernel.__call__)
         assert hasattr(cupy.RawKernel.max_dynamic_shared_size_bytes, "__set__")
         cupy.RawModule(code="", options=launch.OPTIONS, backend="nvrtc")  # compiles nothing yet
+
+    def test_makers_take_these_words(self):
+        import cupy
+
+        assert {"shape", "dtype", "memptr", "strides"} <= set(re.findall(r"\w+", cupy.ndarray.__doc__))
+        for name in ("cuda.UnownedMemory", "cuda.MemoryPointer"):
+            assert parameters(found_at(cusim, name)) <= parameters(found_at(cupy, name))
+        assert {"launch", "upload"} <= public_names(cupy.cuda.Graph)
 
     def test_errors_are_of_the_same_families(self):
         import cupy
