@@ -96,8 +96,8 @@ def test_training_step(gpu, monkeypatch):
     monkeypatch.setattr(gpu.measure, "installed", lambda name: False)
     monkeypatch.setattr(gpu.measure, "CHUNK_SECONDS", 1e-4)
     monkeypatch.setattr(gpu.digits, "BATCHES", 1)
-    section = gpu.training_section(1, "float32", rounds=1)
-    assert "eager, batch 1, float32" in section and gpu.EAGER in section
+    section = gpu.training_section(1, "float32", rounds=1, ways=(gpu.EAGER,))
+    assert "Digits training step, batch 1, float32" in section and gpu.EAGER in section
 
 
 def test_the_page_says_where_it_was_measured(gpu):

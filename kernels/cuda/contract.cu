@@ -1,4 +1,5 @@
 #include "portable.h"
+#include "words.cuh"
 // Contractions: y[i] = sum over r of a[i, r] * b[i, r], with affine subscripts, as tiles of a matrix product.
 //
 // Indices of y and a are rows, of y and b columns, of all three the batch, and those that y does not have are the
@@ -6,16 +7,20 @@
 // it lies within bounds is a matter of such sums; so no array is copied to another order, and zeros around an image
 // exist nowhere. All that is known of a problem stands in structs that contract.py writes, one for each part:
 //
-//   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`
+//   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`; FIRST_BLOCK: its first row of partial
+//           sums; KEPT: so many neighbours of the batch have columns of their own
 //   Part::A row(z, m), step(k): Where, the two parts; inside(row, step); made(x, row, step, v): what becomes of a
 //           number that was read, v places after those along the last index; SIZE x BK: a tile of it
 //   Part::B the same for (z, n), k
-//   Part::Y row(z, m), step(n); made(x, row, step): what becomes of a result before it is stored
+//   Part::Y row(z, m), step(n); finished(x, row, step, added): what becomes of a result before it is stored; stores what
+//           else is made of it, and adds to the sums of its column, whose number is the place COLUMN among `read`
 //
 // Constants: T (element type), WHOLE and NATURAL (whole numbers that hold every place, with and without sign), THREADS,
 // BM x BN: a block's part of the result, TM x TN: a thread's (or, with TENSOR, WARPS_M x WARPS_N warps), BK: terms of a
 // tile, PAD: elements between a tile's lines, SLICES: of the terms, each with sums of its own, STATISTICS, TOGETHER:
-// blocks that shall fit on a multiprocessor; EXTRAS and PASSED: more arrays, for `made`.
+// blocks that shall fit on a multiprocessor; KEEPS_Y: whether y is stored; COLUMN_SUMS: how many sums there are of each
+// column, SUM_COLUMNS: columns; EXTRAS and PASSED: more arrays, for `made` and `finished`: first `partials`, if there are
+// such sums.
 // Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the tiles; Chetlur et
 // al., cuDNN: Efficient Primitives for Deep Learning (2014), for matrices that are never formed.
 
@@ -172,34 +177,67 @@ DEVICE void add_products(Values &sum, const T *a, const T *b) {
 #endif
 }
 
-// Store a block's results in y, or as they are in a slice's sums; the numbers stored stand in `sum` afterwards.
+constexpr int COUNT = COLUMN_SUMS > 0 ? COLUMN_SUMS : 1;
+typedef double Added[VALUES_N][COUNT]; // what a thread adds up of its columns
+
+// Store a block's results in y, or as they are in a slice's sums; the numbers stored stand in `sum` afterwards. Row by
+// row; but column by column where these are added up: then sums take the registers of results that are done with.
 template <class P>
-DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, T *y, T *sums EXTRAS) {
+DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added &added, T *y, T *sums EXTRAS) {
   typename P::Y result;
   typename P::Y::Place columns[VALUES_N];
 #pragma unroll
   for (int j = 0; j < VALUES_N; j++) columns[j] = result.step(first_n + column_at(j));
+  constexpr int V = SLICES > 1 ? P::SUMS_V : P::Y::V, PACKS = VALUES_N / V;
+  constexpr bool IS_BY_COLUMN = COLUMN_SUMS > 0 && SLICES == 1;
 #pragma unroll
-  for (int i = 0; i < VALUES_M; i++) {
-    const I m = first_m + row_at(i);
-    if (P::M % BM && m >= P::M) continue;
+  for (int p = 0; p < VALUES_M * PACKS; p++) {
+    const int i = IS_BY_COLUMN ? p % VALUES_M : p / PACKS, j = (IS_BY_COLUMN ? p / VALUES_M : p % PACKS) * V;
+    const I m = first_m + row_at(i), n = first_n + column_at(j);
     const typename P::Y::Place row = result.row(z, m);
-    constexpr int V = SLICES > 1 ? P::SUMS_V : P::Y::V;
+    if (P::M % BM && m >= P::M) continue;
+    if (P::N % BN && n >= P::N) continue;
+    Pack<T, V> pack;
 #pragma unroll
-    for (int j = 0; j < VALUES_N; j += V) {
-      const I n = first_n + column_at(j);
-      if (P::N % BN && n >= P::N) continue;
-      Pack<T, V> pack;
+    for (int v = 0; v < V; v++) {
+      T &x = value(sum, i, j + v);
+      if (SLICES == 1) x = result.finished(x, row, columns[j + v], added[j + v] PASSED);
+      pack.v[v] = x;
+    }
+    T *to = SLICES > 1 ? sums + (slice * SUMS + P::FIRST + (z * P::M + m) * P::N + n) : y + (row.at + columns[j].at);
+    if (SLICES > 1 || KEEPS_Y) *reinterpret_cast<Pack<T, V> *>(to) = pack;
+  }
+}
+
+#if COLUMN_SUMS
+// The row of partial sums, and the place in it, of a column of a block of rows.
+template <class P> DEVICE double *partial_of(P, I row_block, I row_blocks, I z, I n, int number, double *partials) {
+  typename P::Y result;
+  const typename P::Y::Place row = result.row(z, 0), column = result.step(n);
+  const I block = P::FIRST_BLOCK + z / P::KEPT * row_blocks + row_block;
+  constexpr int C = P::Y::COLUMN;
+  return partials + ((block * COLUMN_SUMS + number) * SUM_COLUMNS + row.read[C] + column.read[C]);
+}
+
+// Partial sums of a block's columns: threads put down what they have added up, then one for each column adds the lines,
+// in order.
+template <class P>
+DEVICE void add_up(P part, Added &added, I row_block, I row_blocks, I z, I first_n, double *partials, double *lines) {
 #pragma unroll
-      for (int v = 0; v < V; v++) {
-        if (SLICES == 1) value(sum, i, j + v) = result.made(value(sum, i, j + v), row, columns[j + v], 0 PASSED);
-        pack.v[v] = value(sum, i, j + v);
-      }
-      T *to = SLICES > 1 ? sums + (slice * SUMS + P::FIRST + (z * P::M + m) * P::N + n) : y + (row.at + columns[j].at);
-      *reinterpret_cast<Pack<T, V> *>(to) = pack;
+  for (int number = 0; number < COLUMN_SUMS; number++) {
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < VALUES_N; j++) lines[line_of() * BN + column_at(j)] = added[j][number];
+    __syncthreads();
+    for (int c = threadIdx.x; c < BN; c += THREADS) {
+      double total = 0;
+#pragma unroll 8
+      for (int l = 0; l < LINES; l++) total += lines[l * BN + c];
+      if (first_n + c < P::N) *partial_of(part, row_block, row_blocks, z, first_n + c, number, partials) = total;
     }
   }
 }
+#endif
 
 // Per column of a block's results their mean and the sum of squared deviations from it, [row block][2][column].
 // Threads add up what they hold, then one for each column adds the lines, in order.
@@ -283,7 +321,11 @@ DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__
       __syncthreads();
     }
   }
-  store(part, sum, slice, z, first_m, first_n, y, sums PASSED);
+  Added added = {};
+  store(part, sum, slice, z, first_m, first_n, added, y, sums PASSED);
+#if COLUMN_SUMS && SLICES == 1
+  add_up(part, added, row_block, ROW_BLOCKS, z, first_n, partials, (double *)tiles);
+#endif
 #if STATISTICS
   describe(part, sum, row_block, z, first_m, first_n, statistics, tiles);
 #endif
@@ -292,8 +334,9 @@ DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__
 #define RUN_TILES(PART, BEGIN, END) \
   if (block >= BEGIN && block < END) multiply(PART(), block - BEGIN, y, a, b, sums, statistics, tiles PASSED);
 
-// y = a * b, summed; with SLICES > 1: sums[slice][element] instead; with STATISTICS: per block of rows, too.
-// y, a, b: arrays of any strides; sums [SLICES][SUMS]; statistics [row blocks][2][columns].
+// y = a * b, summed; with SLICES > 1: sums[slice][element] instead; with STATISTICS or COLUMN_SUMS: these per block of
+// rows, too. y, a, b: arrays of any strides; sums [SLICES][SUMS]; statistics [row blocks][2][columns]; partials [row
+// blocks][COLUMN_SUMS][SUM_COLUMNS].
 // Grid: a block of THREADS for each BM x BN tile of the result, each slice and each part; 2 BK (BM + BN + 2 PAD) T's of
 // shared memory. Floor: 2 BATCH M N K FLOP, and a, b and y moved once.
 extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
@@ -301,6 +344,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
 #if IS_TILED
   __shared__ __align__(16) T tiles[2 * BK * (BM + PAD + BN + PAD)];
   static_assert(!STATISTICS || (LINES + 1) * BN <= 2 * BK * (BM + PAD + BN + PAD), "describe has room");
+  static_assert(!COLUMN_SUMS || LINES * BN * 8 <= (int)sizeof(tiles), "add_up has room");
   const I block = blockIdx.x;
   EACH_TILED(RUN_TILES)
 #endif
@@ -332,7 +376,8 @@ DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *_
     return;
   }
   const typename P::Y::Place row = result.row(z, 0), column = result.step(0);
-  y[row.at + column.at] = result.made(sum, row, column, 0 PASSED);
+  const T found = result.finished(sum, row, column, nullptr PASSED);
+  if (KEEPS_Y) y[row.at + column.at] = found;
 }
 
 #define RUN_EACH(PART, BEGIN, END)                                                                                  \
@@ -353,19 +398,62 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_each(T *y, const 
 #endif
 }
 
-#define FINISH(PART)                                                                                          \
-  if (e >= PART::FIRST && e < PART::FIRST + PART::BATCH * PART::M * PART::N) {                                \
-    const I mine = e - PART::FIRST, n = mine % PART::N, m = mine / PART::N % PART::M;                         \
-    PART::Y result;                                                                                           \
-    const PART::Y::Place row = result.row(mine / (PART::N * PART::M), m), column = result.step(n);            \
-    y[row.at + column.at] = result.made((T)total, row, column, 0 PASSED);                                     \
+// The sum of all slices of element e is total; store what becomes of it.
+template <class P> DEVICE void finish(P, I e, double total, T *y, double *added EXTRAS) {
+  typename P::Y result;
+  const I n = e % P::N, m = e / P::N % P::M;
+  const typename P::Y::Place row = result.row(e / (P::N * P::M), m), column = result.step(n);
+  const T found = result.finished((T)total, row, column, added PASSED);
+  if (KEEPS_Y) y[row.at + column.at] = found;
+}
+
+#define FINISH(PART) \
+  if (e >= PART::FIRST && e < PART::FIRST + PART::BATCH * PART::M * PART::N) \
+    finish(PART(), e - PART::FIRST, total, y, nullptr PASSED);
+
+#if COLUMN_SUMS
+// 32 columns of ROWS_OF_SLICES rows of a part: each warp takes every eighth row, a thread for each column.
+template <class P>
+DEVICE void finish_rows(P part, I block, T *y, const T *__restrict__ sums, double (*space)[COLUMN_SUMS][32] EXTRAS) {
+  constexpr I COLUMN_BLOCKS = (P::N + 31) / 32, ROW_BLOCKS = (P::M + ROWS_OF_SLICES - 1) / ROWS_OF_SLICES;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const I first_n = block % COLUMN_BLOCKS * 32, row_block = block / COLUMN_BLOCKS % ROW_BLOCKS;
+  const I z = block / (COLUMN_BLOCKS * ROW_BLOCKS), n = first_n + lane;
+  double added[COLUMN_SUMS] = {};
+  for (int r = warp; r < ROWS_OF_SLICES; r += 8) {
+    const I m = row_block * ROWS_OF_SLICES + r;
+    if (m >= P::M || n >= P::N) continue;
+    const I e = (z * P::M + m) * P::N + n;
+    double total = 0;
+#pragma unroll 8
+    for (int s = 0; s < SLICES; s++) total += sums[(I)s * SUMS + P::FIRST + e];
+    finish(part, e, total, y, added PASSED);
   }
+#pragma unroll
+  for (int number = 0; number < COLUMN_SUMS; number++) space[warp][number][lane] = added[number];
+  __syncthreads();
+  for (int i = threadIdx.x; i < COLUMN_SUMS * 32; i += 256) {
+    const int number = i / 32, c = i % 32;
+    double total = 0;
+    for (int w = 0; w < 8; w++) total += space[w][number][c];
+    if (first_n + c < P::N) *partial_of(part, row_block, ROW_BLOCKS, z, first_n + c, number, partials) = total;
+  }
+}
+
+#define FINISH_ROWS(PART, BEGIN, END) \
+  if (block >= BEGIN && block < END) finish_rows(PART(), block - BEGIN, y, sums, space PASSED);
+#endif
 
 // y = the slices' sums, added in order, in double. sums [SLICES][SUMS]. Grid: a block of 32 x 8 threads for each 32
-// elements; the thread (e, s) adds the slices s, s + 8, ... Shared memory: 2 KB. Floor: sums read once, y written
-// once.
+// elements; the thread (e, s) adds the slices s, s + 8, ... With COLUMN_SUMS: a block for each 32 columns of
+// ROWS_OF_SLICES rows, which are added up as well. Shared memory: 2 KB, or as many for each sum. Floor: sums read once, y
+// written once.
 extern "C" __global__ void __launch_bounds__(256) add_slices(T *y, const T *__restrict__ sums EXTRAS) {
-#if SLICES > 1
+#if SLICES > 1 && COLUMN_SUMS
+  __shared__ double space[8][COLUMN_SUMS][32];
+  const I block = blockIdx.x;
+  EACH_BLOCK(FINISH_ROWS)
+#elif SLICES > 1
   __shared__ double shared[8][32];
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32;
   const I e = (I)blockIdx.x * 32 + lane;

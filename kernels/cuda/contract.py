@@ -602,10 +602,10 @@ def _written(
     if nest.is_each:  # every element is a matter of its own
         batch, rows, columns = [*batch, *rows, *columns], [], []
         z = nest.axes(batch, [y.at, a.at, b.at])
+    elif nest.is_ordered:
+        z = nest.axes(sorted(batch), [])
     else:
-        z = nest.axes(sorted(batch), []) if nest.is_ordered else nest.axes(
-            [i for i in batch if i not in kept], [y.at]
-        ) + nest.axes(kept, [y.at])
+        z = nest.axes([i for i in batch if i not in kept], [y.at]) + nest.axes(kept, [y.at])
     m = nest.axes(rows, [y.at])
     n = nest.axes(sorted(columns), []) if nest.is_ordered else nest.axes(columns, [y.at])
     k = nest.axes(nest.terms, [a.at, b.at])
@@ -627,11 +627,30 @@ def _written(
 
 
 # plans --------------------------------------------------------------------------------------------------------------
+def _objection(found: Sequence[_Nest], y: Layout, slots: Slots) -> str:
+    """Why these nests cannot do what slots say; "" if they can."""
+    covered = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
+    if slots.is_each_element and covered != math.prod(y.shape):
+        return "the nests leave out elements of y; a change of y has no value for these."
+    if slots.statistics and len(found) > 1:
+        return "statistics are those of one nest."
+    if slots.statistics and slots.sums:
+        return "sums and statistics do not go together."
+    if len(slots.sums) > MOST_COLUMN_SUMS:
+        return f"there are {len(slots.sums)} sums; {MOST_COLUMN_SUMS} at most find room."
+    if slots.sums and any(nest.is_each for nest in found):
+        return "each thread makes one element; there are no columns to add up."
+    if slots.sums and found and not all(nest.has_columns(found[0].is_turned) for nest in found):
+        return "sums keep other dimensions than those along which only a, or only b, moves."
+    return ""
+
+
 class Plan:
     """Kernels for nests over arrays of known layouts.
 
-    slices, tile, tiled_blocks, each_blocks : how the work is cut
-    tiled_text, each_text : the sources of kernels that make tiles, and single elements; "" where there are none
+    slices, tile, tiled_blocks, each_blocks, added_blocks : how the work is cut
+    tiled_text, each_text, sums_text : the sources of kernels that make tiles, single elements, and sums of columns; ""
+        where there are none
     scratch : arrays that a run wants, ((shape, dtype), ...), at addresses that are multiples of 16 bytes
     """
 
@@ -641,25 +660,25 @@ class Plan:
         itemsize = np.dtype(dtype).itemsize
         self.dtype, self.slots = np.dtype(dtype), slots
         found = [_Nest(nest, y, a, b, slots) for nest in nests if not _is_empty(nest)]
-        if slots.statistics and len(found) > 1:
-            raise ValueError("contract: statistics are those of one nest.")
+        if objection := _objection(found, y, slots):
+            raise ValueError(f"contract: {objection}")
         self.is_turned = bool(found) and found[0].is_turned
         for nest in found if self.is_turned else []:
             nest.turn()
         self.slices = slices = _slices(nests, itemsize, is_tensor, slots.statistics)
         self.sums = sums = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
-        self.scratch: Scratch = (((slices, sums), self.dtype.name),) if slices > 1 else ()
         self.covers = sums == math.prod(y.shape)
         shapes = [(n.size(n.batch), n.size(n.rows), n.size(n.columns), n.size(n.terms)) for n in found if not n.is_each]
-        self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices)[0]
+        self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices, bool(slots.sums))[0]
         width = 2 if tile.is_tensor else min(4, tile.columns)
         largest = max([abs(x) for nest in found for x in _reaches(nest)] + [slices * sums], default=0)
         parts: list[str] = []
         tiled: list[str] = []
         each: list[str] = []
-        first, blocks = 0, [0, 0]
+        added: list[str] = []
+        first, blocks, row_blocks, self.added_blocks = 0, [0, 0], 0, 0
         for number, nest in enumerate(found):
-            part = _written(f"Part{number}", nest, first, sums, itemsize, slots.types, width)
+            part = _written(f"Part{number}", nest, first, row_blocks, sums, itemsize, slots, width)
             batch, m, n, _ = part.sizes
             if nest.is_each:
                 count, into = -(-batch // THREADS_EACH), each
@@ -670,51 +689,107 @@ class Plan:
             into.append(f"DO(Part{number}, {begin}, {blocks[nest.is_each]})")
             parts.append(part.text)
             first += batch * m * n
+            if nest.kept is not None:
+                rows = -(-m // (tile.m if slices == 1 else ROWS_OF_SLICES))
+                row_blocks += batch // nest.size([i for i in nest.batch if i in nest.kept]) * rows
+                begin, self.added_blocks = self.added_blocks, self.added_blocks + batch * rows * -(-n // 32)
+                added.append(f"DO(Part{number}, {begin}, {self.added_blocks})")
         self.tiled_blocks, self.each_blocks = blocks
-        is_large = max(largest, *blocks) + max(tile.m, tile.n) * tile.k >= 1 << 31
+        self.sum_columns = math.prod(y.shape[d] for d in slots.kept)
+        partials = row_blocks, len(slots.sums), self.sum_columns
+        self.scratch: Scratch = (((slices, sums), self.dtype.name),) if slices > 1 else ()
+        self.scratch += ((partials, "float64"),) if slots.sums else ()
+        is_large = max(largest, *blocks, math.prod(partials)) + max(tile.m, tile.n) * tile.k >= 1 << 31
         shape = ("WARPS_M", "WARPS_N") if tile.is_tensor else ("TM", "TN")
+        written = {stored.array for stored in slots.stores}
         constants = {
             "T": self.dtype, "WHOLE": "i64" if is_large else "int", "NATURAL": "u64" if is_large else "unsigned",
             "BM": tile.m, "BN": tile.n, "BK": tile.k, "TENSOR": tile.is_tensor, "PAD": _padding(tile, itemsize),
             shape[0]: tile.rows, shape[1]: tile.columns,
             "TOGETHER": 2 if tile.threads >= 256 else 1, "SLICES": slices, "SUMS": sums, "STATISTICS": slots.statistics,
-            "EACH_TILED(DO)": " ".join(tiled), "EACH_ELEMENT(DO)": " ".join(each),
+            "EACH_TILED(DO)": " ".join(tiled), "EACH_ELEMENT(DO)": " ".join(each), "EACH_BLOCK(DO)": " ".join(added),
             "EACH_PART(DO)": " ".join(f"DO(Part{i})" for i in range(len(parts))),
-            "EXTRAS": "".join(f", const {launch.CTYPES[t]} *e{i}" for i, t in enumerate(slots.types)),
-            "PASSED": "".join(f", e{i}" for i in range(len(slots.types))),
+            "KEEPS_Y": slots.keeps_y, "COLUMN_SUMS": len(slots.sums), "SUM_COLUMNS": self.sum_columns,
+            "ROWS_OF_SLICES": ROWS_OF_SLICES,
+            "EXTRAS": (", double *partials" if slots.sums else "") + _parameters(slots.types, written),
+            "PASSED": (", partials" if slots.sums else "") + "".join(f", e{i}" for i in range(len(slots.types))),
         }  # fmt: skip
         text = launch.text_of("contract.cu").replace("//@ parts\n", slots.preamble + "\n" + "".join(parts))
-        rows = tuple(constants.items())
+        given = tuple(constants.items())
         only_tiled = (("THREADS", tile.threads), ("IS_TILED", 1), ("IS_EACH", 0))
         only_each = (("THREADS", THREADS_EACH), ("IS_TILED", 0), ("IS_EACH", 1))
-        self.tiled_text = launch.source(text, (*rows, *only_tiled)) if tiled else ""
-        self.each_text = launch.source(text, (*rows, *only_each)) if each else ""
+        self.tiled_text = launch.source(text, (*given, *only_tiled)) if tiled else ""
+        self.each_text = launch.source(text, (*given, *only_each)) if each else ""
+        self.warps = 32 if row_blocks >= 512 and len(slots.sums) <= 4 else 8
+        self.sums_text = _sums_text(self, y, row_blocks) if slots.sums else ""
         self.zeros: Plan | None = None
         if not self.covers:
-            if slots.y is not None:
-                raise ValueError("contract: the nests leave out elements of y; a change of y has no value for these.")
             self.zeros = Plan((_nothing(y.shape),), y, _NO_LAYOUT, _NO_LAYOUT, dtype, False, NONE)
 
     def run(
         self, y: Array, a: Array, b: Array, extras: tuple[Array, ...] = (), statistics: Array = None,
         scratch: tuple[Array, ...] = (),
     ) -> None:  # fmt: skip
-        """Fill y (and the statistics)."""
+        """Fill y (None if the slots do not keep it), and what else the slots make."""
+        y = y if self.slots.keeps_y else a
         if self.zeros is not None:
             self.zeros.run(y, a, b)
         if self.is_turned:
             a, b = b, a
         sums = scratch[0] if self.slices > 1 else y
+        others = (*scratch[-1:], *extras) if self.sums_text else extras
         if self.tiled_text:
             kernel = launch.compiled(self.tiled_text, "contract")
             described = y if statistics is None else statistics
-            kernel(self.tiled_blocks, self.tile.threads, (y, a, b, sums, described, *extras))
+            kernel(self.tiled_blocks, self.tile.threads, (y, a, b, sums, described, *others))
         if self.each_text:
             kernel = launch.compiled(self.each_text, "contract_each")
-            kernel(self.each_blocks, THREADS_EACH, (y, a, b, sums, *extras))
+            kernel(self.each_blocks, THREADS_EACH, (y, a, b, sums, *others))
         if self.slices > 1:
             kernel = launch.compiled(self.tiled_text or self.each_text, "add_slices")
-            kernel(-(-self.sums // 32), 256, (y, sums, *extras))
+            kernel(self.added_blocks or -(-self.sums // 32), 256, (y, sums, *others))
+        if self.sums_text:
+            kernel = launch.compiled(self.sums_text, "add_rows")
+            kernel(-(-self.sum_columns // 8), 32 * self.warps, others)
+
+
+def _parameters(types: Sequence[str], written: set[int]) -> str:
+    """The other arrays, as parameters of a kernel."""
+    kinds = [launch.CTYPES[t] for t in types]
+    return "".join(f", {c} *e{i}" if i in written else f", const {c} *__restrict__ e{i}" for i, c in enumerate(kinds))
+
+
+def _sums_text(plan: Plan, y: Layout, blocks: int) -> str:
+    """The kernel that adds up partial sums and does what is to be done with them."""
+    slots, columns = plan.slots, plan.sum_columns
+    tail = slots.tail or Tail(())
+    sizes = [(d, y.shape[d]) for d in sorted(slots.kept)]
+
+    def place(strides: Sequence[int], start: int) -> str:
+        terms, inner = [str(start)], columns
+        for d, size in sizes:
+            inner //= size
+            if strides[d] and size > 1:
+                terms.append(f"c / {inner} % {size} * {strides[d]}")
+        return " + ".join(terms)
+
+    kinds = [launch.CTYPES[t] for t in slots.types]
+    reads = [(read, kinds[read.array], place(read.strides, read.start)) for read in tail.reads]
+    read_lines = [f"  const {c} {r.name} = is_mine ? e{r.array}[{at}] : ({c})0;\n" for r, c, at in reads]
+    lines = [f"const double s{n} = s[{n}];" for n in range(len(slots.sums))] + list(tail.lines)
+    results = [Stored(f"s{n}", x.array, x.strides, x.start) for n, x in enumerate(slots.sums) if x.array is not None]
+    results += tail.stores
+    for stored in results:
+        at = place(stored.strides, stored.start)
+        lines.append(f"e{stored.array}[{at}] = ({kinds[stored.array]})({stored.text});")
+    text = launch.text_of("contract_sums.cu").replace("//@ reads\n", "".join(read_lines))
+    text = text.replace("//@ finish\n", "".join(f"    {line.strip()}\n" for line in lines))
+    text = text.replace("//@ preamble\n", slots.preamble + "\n")
+    return launch.source(text, (
+        ("T", plan.dtype), ("COLUMN_SUMS", len(slots.sums)), ("COLUMNS", columns), ("BLOCKS", blocks),
+        ("WARPS", plan.warps),
+        ("EXTRAS", _parameters(slots.types, {stored.array for stored in results})),
+    ))  # fmt: skip
 
 
 def _reaches(nest: _Nest) -> list[int]:
@@ -756,6 +831,14 @@ def plan(
 ) -> Plan:  # fmt: skip
     """The plan of nests over arrays of these layouts, made once."""
     return _plan(tuple(nests), y, a, b, np.dtype(dtype).name, is_tensor_core(dtype, precision), slots)
+
+
+def objection(
+    nests: Sequence[Any], y: Layout, a: Layout, b: Layout, *, dtype: Any, precision: str = "float32",
+    slots: Slots = NONE,
+) -> str:  # fmt: skip
+    """Why `plan` would refuse these slots; "" if it takes them."""
+    return _objection([_Nest(nest, y, a, b, slots) for nest in nests if not _is_empty(nest)], y, slots)
 
 
 def contract_all(

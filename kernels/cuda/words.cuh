@@ -38,16 +38,16 @@ WORD2(atan2, atan2f, atan2)
 WORD2(pow, powf, pow)
 WORD2(fmod, fmodf, fmod)
 
-// What has no type of its own: `where`, comparisons and logic take any.
-template <class T> DEVICE T w_where(bool condition, T a, T b) { return condition ? a : b; }
-template <class T> DEVICE T w_maximum(T a, T b) { return a > b || a != a ? a : b; } // NaN if one is NaN
-template <class T> DEVICE T w_minimum(T a, T b) { return a < b || a != a ? a : b; }
-template <class T> DEVICE T w_fmax(T a, T b) { return a > b || b != b ? a : b; } // the other one if one is NaN
-template <class T> DEVICE T w_fmin(T a, T b) { return a < b || b != b ? a : b; }
-template <class T> DEVICE T w_sign(T x) { return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x; }
-template <class T> DEVICE bool w_isnan(T x) { return x != x; }
-template <class T> DEVICE bool w_isinf(T x) { return x - x != x - x && x == x; }
-template <class T> DEVICE bool w_isfinite(T x) { return x - x == T(0); }
+// What has no type of its own: `where`, comparisons and logic take any. (T is a macro of some kernels.)
+template <class E> DEVICE E w_where(bool condition, E a, E b) { return condition ? a : b; }
+template <class E> DEVICE E w_maximum(E a, E b) { return a > b || a != a ? a : b; } // NaN if one is NaN
+template <class E> DEVICE E w_minimum(E a, E b) { return a < b || a != a ? a : b; }
+template <class E> DEVICE E w_fmax(E a, E b) { return a > b || b != b ? a : b; } // the other one if one is NaN
+template <class E> DEVICE E w_fmin(E a, E b) { return a < b || b != b ? a : b; }
+template <class E> DEVICE E w_sign(E x) { return x > 0 ? E(1) : x < 0 ? E(-1) : x == 0 ? E(0) : x; }
+template <class E> DEVICE bool w_isnan(E x) { return x != x; }
+template <class E> DEVICE bool w_isinf(E x) { return x - x != x - x && x == x; }
+template <class E> DEVICE bool w_isfinite(E x) { return x - x == E(0); }
 DEVICE bool w_logical_and(bool a, bool b) { return a && b; }
 DEVICE bool w_logical_or(bool a, bool b) { return a || b; }
 DEVICE bool w_logical_xor(bool a, bool b) { return a != b; }

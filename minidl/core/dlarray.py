@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from minidl.core.changes import note_change
 from minidl.core.device import device_of, gpu_array, host, is_on_gpu, need_gpu
 from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
@@ -191,6 +192,7 @@ class DLArray:
     def __setitem__(self, key: Any, value: Operand) -> None:
         new = _call("setitem", self, key, value)
         self._value, self._labels = new._value, new._labels
+        note_change()
 
     # operators --------------------------------------------------------------------------------------------------
     def __add__(self, other: Other) -> DLArray:

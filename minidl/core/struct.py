@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from minidl.core.changes import note_change
 from minidl.core.errors import MinidlError, nearest
 
 
@@ -28,6 +29,51 @@ class struct(dict[str, Any]):
             return self[name]
         except KeyError:
             raise _missing(name, self) from None
+
+    # what changes it tells so (see `core.changes`)
+    def __setitem__(self, name: str, value: Any) -> None:
+        dict.__setitem__(self, name, value)
+        note_change()
+
+    def __delitem__(self, name: str) -> None:
+        dict.__delitem__(self, name)
+        note_change()
+
+    def __ior__(self, other: Any) -> struct:  # type: ignore[misc,override]
+        try:
+            return dict.__ior__(self, other)
+        finally:
+            note_change()
+
+    def update(self, *others: Any, **fields: Any) -> None:
+        """Take over the fields of another struct or dict, and those given by name."""
+        try:
+            dict.update(self, *others, **fields)
+        finally:  # some of them, if there was an error
+            note_change()
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """The field; if it is not there, it is made first."""
+        found = dict.setdefault(self, name, default)
+        note_change()
+        return found
+
+    def pop(self, *args: Any) -> Any:
+        """Take a field out: pop(name), or pop(name, default) for one that may be missing."""
+        found = dict.pop(self, *args)
+        note_change()
+        return found
+
+    def popitem(self) -> tuple[str, Any]:
+        """Take the last field out: (name, field)."""
+        found = dict.popitem(self)
+        note_change()
+        return found
+
+    def clear(self) -> None:
+        """Take all fields out."""
+        dict.clear(self)
+        note_change()
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value

@@ -90,15 +90,19 @@ class DeviceFrame:
     def __init__(self, memory: Memory, arrays: list[Any], keepers: list[Any]) -> None:
         self.memory = memory  # buffer -> all of its memory, flat
         self.arrays, self._keepers = arrays, keepers
+        self._pointers = [x.data for x in arrays]  # some views share nothing else with their array
         self.settle()
 
     def settle(self) -> None:
         """From now on, whoever holds a result is somebody else."""
-        self._counts = count_references(self.arrays), count_references(self._keepers)
+        self._counts = self._counted()
+
+    def _counted(self) -> list[list[int]]:
+        return [count_references(self.arrays), count_references(self._pointers), count_references(self._keepers)]
 
     def is_free(self) -> bool:
         """Whether nobody holds any of the arrays, or a view of one."""
-        return (count_references(self.arrays), count_references(self._keepers)) == self._counts
+        return self._counted() == self._counts
 
 
 class Executable:

@@ -14,26 +14,25 @@ next one reads it. On the CPU `tails`, `recompute` and `phases` do the like with
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minidl.core.contraction import Contraction, Subscript
-from minidl.core.op import KERNEL, REDUCE, VIEW
-from minidl.core.spec import Spec
 from minidl.backends.loop import Access, Loop, Step, Store, Temp
+from minidl.core.contraction import Contraction, Subscript
+from minidl.core.op import KERNEL, REDUCE
+from minidl.core.spec import Spec
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import Layout, contractions_of
 from minidl.engine.loops import joined, kept_stores, merged, refined, split, with_access
-from minidl.engine.passes import body_calls, splice
+from minidl.engine.passes import splice
 
 SUM = "({0} + {1})"
 MADE = Id(-1)  # the buffer that a load's loop "stores" its number in
 MOST_STEPS = 64  # of a loop in a slot
-MOST_ARRAYS = 20  # of a contraction and its slots
+MOST_ARRAYS = 40  # of a contraction and its slots
 
 # What things cost, in nanoseconds: rough numbers of a large GPU, to weigh a kernel against work done several times.
 LAUNCH = 3500.0  # a kernel that others wait for: the gap before it, its beginning and its end
@@ -354,7 +353,8 @@ def _fits(fused: Fused) -> bool:
 
 
 def _with_tail(fused: Fused, loop: Loop) -> Fused | None:
-    if not _is_additive(loop):
+    later = {*fused.sums, *(fused.end.writes if fused.end else [])}
+    if any(s.combine not in ("", SUM) for s in loop.stores) or later & loop.reads:
         return None
     y = fused.places[0]
     places = {fused.y: y}
@@ -372,12 +372,9 @@ def _with_tail(fused: Fused, loop: Loop) -> Fused | None:
     return None
 
 
-def _is_additive(loop: Loop) -> bool:
-    return all(s.combine in ("", SUM) for s in loop.stores)
-
-
 def _is_tail(fused: Fused, tail: Loop) -> bool:
-    """Whether the loop loads the sums of products as they lie, stores every element, and keeps one set of dimensions."""
+    """Whether the loop loads the sums of products as they lie, and either stores every element or sums up to one place
+    for each set of subscripts of the same dimensions."""
     shape = fused.places[0].shape
     if any(s.access.buffer == fused.y and s.access != fused.places[0].access for s in tail.steps if s.access):
         return False
@@ -396,6 +393,8 @@ def _with_end(fused: Fused, loop: Loop) -> Fused | None:
     if fused.tail is None or not fused.sums or any(s.combine for s in loop.stores):
         return None
     kept, shape = fused.kept, fused.places[0].shape
+    if loop.reads & {fused.y, *(s.access.buffer for s in fused.tail.stores if not s.combine)}:
+        return None
     places = {s.access.buffer: s.access for s in fused.tail.stores if s.combine}
     if fused.end is not None:
         places.update({s.access.buffer: s.access for s in fused.end.stores})
@@ -407,9 +406,12 @@ def _with_end(fused: Fused, loop: Loop) -> Fused | None:
         over = _over(loop, access, place)
         if over is None or any(len(sizes) != 1 for sizes in over[0]):
             return None
-        mine = with_access(over[1], shape, lambda s: tuple([s[kept.index(d)] if d in kept else 0 for d in range(len(shape))]))
+        mine = with_access(
+            over[1], shape, lambda s: tuple([s[kept.index(d)] if d in kept else 0 for d in range(len(shape))])
+        )
         end = mine if fused.end is None else joined(fused.end, mine)
-        if end is None or any(s.access.buffer in places and s.access != places[s.access.buffer] for s in end.steps if s.access):
+        reads = [s.access for s in end.steps if s.access is not None] if end else []
+        if end is None or any(a != places.get(a.buffer, a) for a in reads):
             return None
         return dataclasses.replace(fused, end=end)
     return None
@@ -432,8 +434,6 @@ def _with_loads(tasks: list[Task], layout: Layout, outputs: set[Id], objection: 
                 continue
             readers = [k for k in range(m + 1, len(tasks)) if x in tasks[k].reads]
             works = [fused_of(layout, tasks[k]) or tasks[k].work for k in readers]
-            if not any(isinstance(w, Fused) and x in [p.access.buffer for p in w.places[1:]] for w in works):
-                continue
             chain = kept_stores(maker, {x})
             if chain.stores[0].combine or not all(chain.stores[0].access.strides):
                 continue
@@ -447,7 +447,7 @@ def _with_loads(tasks: list[Task], layout: Layout, outputs: set[Id], objection: 
 
 
 def _with_chain_in_each(works: list[Any], chain: Loop, x: Id, objection: Objection) -> list[Any] | None:
-    """All readers of x with what makes it; None if one of them cannot have that, or it would cost more than it saves."""
+    """All readers of x with what makes it; None if one cannot have that, or if it would cost more than it saves."""
     itemsize = _itemsize(chain.stores[0].dtype)
     elements = math.prod(chain.sizes)
     larges = sum(s.access is not None and all(s.access.strides) for s in chain.steps)
@@ -489,7 +489,8 @@ def _load_cost(fused: Fused, k: int, chain: Loop, elements: int) -> float:
         used, theirs = (({i for s in at for i, _ in s.factors}) for at in (mine, other))
         kept = {i for s in nest.y for i, _ in s.factors}
         rows = math.prod([nest.sizes[i] for i in kept - used if i in theirs])
-        loads += math.prod([nest.sizes[i] for i in range(len(nest.sizes)) if i in used or i not in kept]) * -(-rows // SIDE)
+        read = math.prod([n for i, n in enumerate(nest.sizes) if i in used or i not in kept])
+        loads += read * -(-rows // SIDE)
     return _work_cost(chain, loads, elements)
 
 
@@ -656,7 +657,7 @@ def opened(graph: Graph, chosen: set[Id]) -> tuple[Graph, dict[Id, range]]:
 
 
 def riding(schedule: Schedule, bodies: dict[Id, range]) -> set[Id]:
-    """Those of the opened nodes whose sums are all taken on the way: by a contraction, or by a loop that has more to do.
+    """The opened nodes whose sums are all taken on the way, by a contraction or by a loop that has more to do.
 
     The others had better stay kernels.
     """

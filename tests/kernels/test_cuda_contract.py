@@ -11,7 +11,7 @@ from minidl.core.contraction import Contraction, index
 from minidl.core.spec import Spec
 from minidl.core.vocabulary import OPS
 from minidl.kernels.cuda import contract as module
-from minidl.kernels.cuda.contract import Change, Read, Slots
+from minidl.kernels.cuda.contract import Change, Read, Slots, Stored, Summed, Tail
 
 FAMILY = ["conv", "conv_input_grad", "conv_weight_grad"]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -373,3 +373,137 @@ def test_statistics_are_those_of_one_nest(device, random):
     problem = convolution("conv_input_grad", "digits 2", "float32", random)
     with pytest.raises(ValueError, match="one nest"):
         problem.run(device, slots=Slots(statistics=True))
+
+
+# more results, sums ---------------------------------------------------------------------------------------------------
+def run_plan(device, problem, slots, extras, precision="float32", layout=None):
+    """(y or None, the plan): everything by a plan made for the arrays, the results among the extras poisoned before."""
+    a, b = map(device.array, problem.inputs)
+    y = device.empty(problem.shape, problem.dtype)
+    layouts = [module.layout_of(x) for x in (y, a, b)]
+    about = {"dtype": problem.dtype, "precision": precision, "slots": slots}
+    assert module.objection(problem.nests, *layouts, **about) == ""
+    plan = module.plan(problem.nests, *layouts, **about)
+    scratch = tuple(device.empty(*each) for each in plan.scratch)
+    plan.run(y if slots.keeps_y else None, a, b, extras, scratch=scratch)
+    return (y.get() if slots.keeps_y else None), plan
+
+
+def strides_of(x):
+    return tuple([s // x.itemsize for s in x.strides])
+
+
+SUMMED = {
+    ("conv", "digits 1"), ("conv", "digits 2"), ("conv", "digits 3"), ("conv", "prime sizes"), ("conv", "groups"),
+    ("conv", "1-D"), ("conv", "no channels"), ("conv", "no image"), ("conv_input_grad", "digits 2"),
+    ("conv_input_grad", "groups"), ("conv_input_grad", "3-D"), ("conv_weight_grad", "digits 2"),
+    ("conv_weight_grad", "1-D"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")])
+@pytest.mark.parametrize("op, name", sorted(SUMMED))
+def test_stores_and_sums(op, name, dtype, precision, device, random):
+    """A chain of statements, results of three types besides y, and sums per channel, followed by what a layer does."""
+    problem = convolution(op, name, dtype, random)
+    shape, channels = problem.shape, problem.shape[-1]
+    along = (0,) * (len(shape) - 1) + (1,)
+    bias, old = 3 + random.normal(size=channels), random.normal(size=(channels, 2))
+    gate = random.normal(size=shape) > -1
+    made = [np.empty(shape[::-1], dtype).T, np.empty(shape, bool), np.empty(shape, "float64")]
+    count = max(math.prod(shape[:-1]), 1)
+    slots = Slots(
+        y=Change(
+            "t2", (Read("bias", 0, along), Read("t0", 1, strides_of(gate))),
+            ("const T t1 = x + bias;", "const T t2 = w_where(t0, t1, t1 * (T)0.5);"),
+        ),
+        stores=(
+            Stored("w_maximum(y, (T)0)", 2, strides_of(made[0])), Stored("t1 > 3", 3, strides_of(made[1])),
+            Stored("(double)x * 2", 4, strides_of(made[2])),
+        ),
+        sums=(Summed("y", 5, along), Summed("(double)t1 * t1"), Summed("t0 ? 1 : 0", 6, (7, *along[1:-1], 2), 1)),
+        kept=(len(shape) - 1,),
+        tail=Tail(
+            (f"const double mean = s0 / {count};", f"const double square = s1 / {count};"),
+            (Read("old", 7, tuple([2 * n for n in along])),),
+            (
+                Stored("old * 0.75 + mean * 0.25", 7, tuple([2 * n for n in along])),
+                Stored("square + old", 8, along),
+            ),
+        ),
+        types=(dtype, "bool", dtype, "bool", "float64", dtype, "float64", "float64", dtype),
+    )  # fmt: skip
+    found = []
+    for seed in device.orders():
+        device.set_order(seed)
+        laid_out = device.empty(shape[::-1], dtype)
+        others = [laid_out.transpose(*reversed(range(len(shape)))), device.empty(shape, bool)]
+        others += [device.empty(shape, "float64"), device.empty((channels,), dtype)]
+        others += [device.empty((2 * channels + 1,), "float64"), device.array(old), device.empty((channels,), dtype)]
+        extras = (device.array(bias.astype(dtype)), device.array(gate), *others)
+        y, _ = run_plan(device, problem, slots, extras, precision)
+        found.append([y, *(x.get() for x in others)])
+    for results in found[1:]:
+        assert all(np.array_equal(x, z, equal_nan=True) for x, z in zip(results, found[0]))
+    y, relu, mask, twice, total, gated, averaged, squares = found[0]
+    tolerance = 2e-3 if precision == "tf32" else TOLERANCE[dtype]
+    x = problem.expected()
+    t1 = x + bias
+    expected = np.where(gate, t1, t1 * 0.5)
+    axes = tuple(range(len(shape) - 1))
+    close(y, expected, tolerance)
+    close(relu, np.maximum(expected, 0), tolerance)
+    close(twice, 2 * x, tolerance)
+    unsure = np.abs(t1 - 3) < tolerance * 10 * np.abs(t1).max(initial=1)
+    assert ((mask == (t1 > 3)) | unsure).all()
+    close(total, expected.sum(axes), tolerance)
+    close(y.astype("float64").sum(axes), total, 1e-6 if dtype == "float32" else 1e-14)
+    assert np.array_equal(gated[1::2], gate.sum(axes)) and np.isnan(gated[::2]).all()
+    close(averaged[:, 0], old[:, 0] * 0.75 + expected.sum(axes) / count * 0.25, tolerance)
+    assert np.array_equal(averaged[:, 1], old[:, 1])
+    close(squares, (t1**2).sum(axes) / count + old[:, 0], tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("a, b", [((5, 7), (7, 3)), ((131, 67), (67, 101)), ((3, 300), (300, 40)), ((7, 3, 9, 20), (7, 3, 20, 18)),
+                                  ((17, 5003), (5003, 19)), ((4, 0), (0, 5)), ((0, 4), (4, 5)), ((2, 2000), (2000, 1))])
+def test_sums_of_products(a, b, turned, dtype, device, random):
+    """What is kept may be the indices of a or those of b; pages are added up as well. y itself is not stored."""
+    problem = Problem("matmul", (random.normal(size=a), random.normal(size=b)), {}, dtype)
+    kept = len(problem.shape) - 1 - turned
+    along = tuple([int(d == kept) for d in range(len(problem.shape))])
+    slots = Slots(
+        stores=(Stored("y", 0, tuple([s // 8 for s in np.empty(problem.shape).strides])),),
+        sums=(Summed("y", 1, along), Summed("(double)y * y", 2, along)), kept=(kept,), keeps_y=False,
+        types=(dtype, "float32", "float64"),
+    )  # fmt: skip
+    for seed in device.orders():
+        device.set_order(seed)
+        size = problem.shape[kept]
+        extras = (device.empty(problem.shape, dtype), device.empty((size,), "float32"), device.empty((size,), "float64"))
+        run_plan(device, problem, slots, extras)
+        y, total, squares = (x.get() for x in extras)
+        axes = tuple(d for d in range(y.ndim) if d != kept)
+        close(y, problem.expected(), TOLERANCE[dtype])
+        close(total, y.sum(axes, dtype="float64"), 1e-6)
+        close(squares, (y.astype("float64") ** 2).sum(axes), 1e-14)
+
+
+def test_sums_that_cannot_be(device, random):
+    problem = convolution("conv", "digits 3", "float32", random)
+    layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
+
+    def objection(**slots):
+        return module.objection(problem.nests, *layouts, dtype="float32", slots=Slots(**slots))
+
+    assert objection(sums=(Summed("y"),), kept=(3,)) == ""
+    assert "only a, or only b" in objection(sums=(Summed("y"),), kept=(2, 3))
+    assert "only a, or only b" in objection(sums=(Summed("y"),), kept=())
+    assert "find room" in objection(sums=(Summed("y"),) * 9, kept=(3,))
+    assert "statistics" in objection(sums=(Summed("y"),), kept=(3,), statistics=True)
+    problem = convolution("conv", "channel-wise", "float32", random)
+    layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
+    assert "one element" in objection(sums=(Summed("y"),), kept=(3,))
+    with pytest.raises(ValueError, match="one element"):
+        module.plan(problem.nests, *layouts, dtype="float32", slots=Slots(sums=(Summed("y"),), kept=(3,)))

@@ -241,7 +241,7 @@ def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int,
 def at(address: int, size: int, dtype: Any) -> Any:
     """Memory of somebody else's at an address, as a flat array; it is not kept alive."""
     cuda = launch.cupy().cuda
-    pointer = cuda.MemoryPointer(cuda.UnownedMemory(address, size * dtype.itemsize, None), 0)
+    pointer = cuda.MemoryPointer(cuda.UnownedMemory(address, size * dtype.itemsize, None, cuda.Device().id), 0)
     return launch.cupy().ndarray((size,), dtype, pointer)
 
 

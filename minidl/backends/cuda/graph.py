@@ -67,10 +67,14 @@ def _marked(cuda: Any, stream: Any) -> Any:
 
 
 class Shared:
-    """A piece of the device's memory. Every array over it, and every view of one, holds on to `keeper`."""
+    """A piece of the device's memory.
+
+    Whoever has an array over it, or a view of one, holds on to the array, to its pointer (`array.data`) or to `keeper`.
+    """
 
     def __init__(self, block: Any, offset: int, nbytes: int) -> None:
-        self.keeper = launch.cupy().cuda.UnownedMemory(block.data.ptr + offset, nbytes, block)
+        cuda = launch.cupy().cuda
+        self.keeper = cuda.UnownedMemory(block.data.ptr + offset, nbytes, block, cuda.Device().id)
 
     def array(self, shape: tuple[int, ...], dtype: Any, offset: int = 0, strides: Sequence[int] | None = None) -> Any:
         """An array over it; offset and strides count elements."""
