@@ -1,12 +1,12 @@
 """What kernels on a GPU take beside the least that they could take, and the digits step beside PyTorch.
 
-    python benchmarks/gpu.py [--batches 32 128 512] [--rounds 15] [--force] [--without-tests] [--sanitize]
+    python benchmarks/gpu.py [--batches 32 128 512] [--rounds 15] [--force] [--without-tests] [--sanitize] [--graphs]
 
 Runs the tests on the GPU first and stops if they fail, unless --force says to go on. Then it measures what the GPU can
 do, by kernels that only copy or only multiply, and what every kernel of a training step of the digits example does, and
 some larger ones. Then the training step, beside PyTorch's eager one (torch.compile is not measured here). Takes less
 than eight minutes. Only what ran on a real GPU is written to benchmarks/results. --sanitize runs the kernels' tests
-under compute-sanitizer instead.
+under compute-sanitizer instead. --graphs measures whole training steps as CUDA graphs instead (graphs.py).
 """
 
 from __future__ import annotations
@@ -468,6 +468,16 @@ def page(batches: list[int], rounds: int) -> Iterator[str]:
                 yield f"## Digits training step, batch {batch}, {setting}\n\nIt could not be measured: {what}"
 
 
+def graph_page(batches: list[int], rounds: int) -> Iterator[str]:
+    """The page about graphs."""
+    import graphs
+
+    yield "# Training steps as CUDA graphs"
+    yield setting_of_gpu()
+    yield (graphs.__doc__ or "").split("\n\n", 1)[1].strip()
+    yield from graphs.sections(batches, rounds)
+
+
 def main() -> int:
     """Test, measure, print and store."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -476,6 +486,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="go on if tests fail")
     parser.add_argument("--without-tests", action="store_true", help="do not run them; nothing is stored then")
     parser.add_argument("--sanitize", action="store_true", help="the kernels' tests under compute-sanitizer, no more")
+    parser.add_argument("--graphs", action="store_true", help="whole training steps as graphs, beside the peers'")
     options = parser.parse_args()
     if not canUseGPU():
         print("There is no GPU that can be used: nothing is measured.")
@@ -488,11 +499,13 @@ def main() -> int:
         if not options.force:
             return 1
     parts = []
-    for part in page(options.batches, options.rounds):
+    pages = graph_page(options.batches, options.rounds) if options.graphs else page(options.batches, options.rounds)
+    for part in pages:
         print(f"{part}\n", flush=True)
         parts.append(part)
     if is_right:
-        path = measure.HERE / "results" / f"{datetime.date.today().isoformat()}-gpu-kernels.md"
+        what = "graphs" if options.graphs else "kernels"
+        path = measure.HERE / "results" / f"{datetime.date.today().isoformat()}-gpu-{what}.md"
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         print(f"Written to benchmarks/results/{path.name}")
     return 0

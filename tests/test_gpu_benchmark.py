@@ -108,3 +108,24 @@ def test_nothing_is_measured_without_a_gpu(gpu, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "canUseGPU", lambda: False)
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     assert gpu.main() == 1 and "no GPU" in capsys.readouterr().out
+
+
+def test_whole_steps_as_graphs(gpu, monkeypatch):
+    import graphs
+    import models
+
+    monkeypatch.setattr(gpu.measure, "CHUNK_SECONDS", 1e-6)
+    monkeypatch.setattr(gpu.measure, "PAUSE_SECONDS", 0.0)
+    for name in ("torch_steps", "jax_steps"):
+        monkeypatch.setattr(graphs, name, lambda *work: [])
+    example = gpu.measure.example()
+    task = gpu.digits.problem(example, 2)
+    text = graphs.section("Digits", task, example.modelStep, gpu.digits.TorchDigits, None, "tf32", 1)
+    found = {row[0]: row[1:] for row in rows(text[text.index("|") :])}
+    assert list(found) == [graphs.UNFUSED, graphs.FUSED] and found[graphs.FUSED][2] == "1.00"
+    step = models.whole_step(models.perceptron_gradients)
+    text = graphs.section("MLP", models.perceptron_problem(4), step, models.TorchPerceptron, None, "float32", 1)
+    assert graphs.FUSED in text
+    assert "loss" in graphs.whole_training(example, 2, 2)
+    for name in ("graphs", "models"):
+        sys.modules.pop(name, None)
