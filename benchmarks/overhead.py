@@ -1,21 +1,39 @@
 """What a call costs besides its arithmetic: microseconds per eager op, per traced op, per gradient, per cache hit.
 
-    python benchmarks/overhead.py [--rounds 20] [--threads N] [--write]
+    python benchmarks/overhead.py [--rounds 20] [--threads N] [--gpu] [--write]
 
 The arrays are tiny, so nearly all of the time is minidl's own. PyTorch and JAX do the same beside it where installed.
+--gpu adds what a training step on a GPU takes of Python: tests/cusim stands in for the GPU, and launches do nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import digits
 import measure
 import numpy as np
 from measure import Contestant
+from training import Training, accelerated
 
-from minidl import dlaccelerate, dlarray, dlfeval, dlgradient, relu, struct
+from minidl import (
+    arrayDatastore,
+    combine,
+    dlaccelerate,
+    dlarray,
+    dlfeval,
+    dlgradient,
+    dlupdate,
+    gpuArray,
+    minibatchqueue,
+    relu,
+    shuffle,
+    struct,
+)
 
 OPS = 100  # calls per piece of work
 FEW, MANY = 20, 1000  # leaves of a tree; traces of a cache
@@ -130,6 +148,60 @@ def crowded(argument: Any) -> Callable[[int], Any]:
     return lambda i: accfun(argument)
 
 
+# a GPU without its launches --------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def stand_in() -> Iterator[Callable[[], None]]:
+    """minidl takes tests/cusim for a GPU; what this gives, once called, has launches do nothing from then on."""
+    sys.path.insert(0, str(measure.HERE.parent / "tests"))
+    import cusim
+    from cusim.graphs import Graph
+
+    from minidl.kernels.cuda import launch
+
+    before: Any = Graph.launch, cusim.RawKernel.__call__
+
+    def stop() -> None:
+        Graph.launch = lambda graph, stream=None: None  # type: ignore[method-assign]
+        cusim.RawKernel.__call__ = lambda kernel, *arguments, **options: None  # type: ignore[method-assign]
+
+    launch.use(cusim)
+    try:
+        yield stop
+    finally:
+        Graph.launch, cusim.RawKernel.__call__ = before  # type: ignore[method-assign]
+        launch.use(None)
+
+
+def gpu_rows(stop: Callable[[], None]) -> list[Row]:
+    """Training steps of the digits example, and mini-batches, as far as Python has to do with them."""
+    example = measure.example()
+    task = digits.problem(example, 2)
+    rows: dict[str, Callable[[int], Any]] = {}
+    for what, function, is_whole in (
+        ("digits step", example.modelStep, True), ("digits step, Adam outside", example.modelGradients, False),
+    ):  # fmt: skip
+        for count in (1, digits.BATCHES):
+            way = Training(accelerated(function), task, is_whole)
+            way.parameters, way.state = dlupdate(gpuArray, way.parameters), dlupdate(gpuArray, way.state)
+            way.batches = [dlupdate(gpuArray, batch) for batch in way.batches[:count]]
+            for i in range(3 * count + 12):
+                way.step(i)
+            rows[f"{what}, mini-batch {'in one place' if count == 1 else 'in ever other places'}"] = way.step
+    images, targets, angles = (np.concatenate(parts, -1) for parts in zip(*task.batches))
+    stores = arrayDatastore(images, IterationDimension=3), arrayDatastore(targets.T), arrayDatastore(angles.T)
+    mbq = minibatchqueue(combine(*stores), MiniBatchSize=2, MiniBatchFormat=["SSCB", "BC", "BC"])
+
+    def following(i: int) -> Any:
+        if not mbq.hasdata():
+            shuffle(mbq)
+        return next(mbq)
+
+    for i in range(4 * digits.BATCHES):
+        following(i)
+    stop()
+    return [(what, 1, {"minidl": Contestant(what, run)}) for what, run in {**rows, "next(mbq)": following}.items()]
+
+
 def torch_rows() -> dict[str, Callable[[int], Any]]:
     """The same in PyTorch."""
     import torch
@@ -176,9 +248,21 @@ def called(function: Any, argument: Any) -> Callable[[int], Any]:
     return lambda i: function(argument)
 
 
+def table_lines(rows: list[Row], names: list[str], rounds: int) -> list[list[str]]:
+    """What, and microseconds of each contestant."""
+    lines = []
+    for what, pieces, row in rows:
+        seconds = measure.interleaved(list(row.values()), rounds, chunk_seconds=0.02)
+        times = {name: statistics.median(seconds[c.name]) / pieces * 1e6 for name, c in row.items()}
+        lines.append([what, *(f"{times[name]:.2f}" if name in times else "" for name in names)])
+    return lines
+
+
 def main() -> None:
     """Measure and print."""
-    options = measure.parser(__doc__, rounds=20).parse_args()
+    parser = measure.parser(__doc__, rounds=20)
+    parser.add_argument("--gpu", action="store_true", help="also what a training step on a GPU takes of Python")
+    options = parser.parse_args()
     measure.limit_threads(options.threads)
 
     rows = minidl_rows()
@@ -196,17 +280,20 @@ def main() -> None:
                 row["JAX"] = Contestant(f"JAX {what}", found[what], jax.block_until_ready)
 
     names = ["minidl", "PyTorch", "JAX"]
-    lines = []
-    for what, pieces, row in rows:
-        seconds = measure.interleaved(list(row.values()), options.rounds, chunk_seconds=0.02)
-        times = {name: statistics.median(seconds[c.name]) / pieces * 1e6 for name, c in row.items()}
-        lines.append([what, *(f"{times[name]:.2f}" if name in times else "" for name in names)])
+    lines = table_lines(rows, names, options.rounds)
     intro = (
         f"Microseconds per call, median over the rounds, arrays of {LEAF.size} numbers (image: {IMAGE.size}). A cache "
         "hit runs one addition (\"all read\": a sum of products; \"as many results\": one addition each); its peers "
         "are torch.compile and jax.jit of the same function of the same tree."
     )
-    page = "\n\n".join(["# Overhead of a call", measure.setting(), intro, measure.table(["", *names], lines)])
+    parts = ["# Overhead of a call", measure.setting(), intro, measure.table(["", *names], lines)]
+    if options.gpu:
+        with stand_in() as stop:
+            lines = table_lines(gpu_rows(stop), names[:1], options.rounds)
+        parts += [
+            "The Python of a step on a GPU, whose launches are left out:", measure.table(["", names[0]], lines),
+        ]  # fmt: skip
+    page = "\n\n".join(parts)
     measure.publish(page, "overhead", options.write)
 
 

@@ -9,18 +9,20 @@
 //
 //   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`; FIRST_BLOCK: its first row of partial
 //           sums; KEPT: so many neighbours of the batch have columns of their own
-//   Part::A row(z, m), step(k): Where, the two parts; inside(row, step); made(x, row, step, v): what becomes of a
-//           number that was read, v places after those along the last index; SIZE x BK: a tile of it
+//   Part::A row(z, m), step(k): Where, the two parts; inside(row, step); common<W>(row, step): what goes with W
+//           neighbours in other arrays, and is the same for all packs of the step (ALONG_K) or of the row; own<W>(row,
+//           step): what differs; made(x, common, own, v): what becomes of the number v of them; SIZE x BK: a tile of it
 //   Part::B the same for (z, n), k
-//   Part::Y row(z, m), step(n); finished(x, row, step, added): what becomes of a result before it is stored; stores what
-//           else is made of it, and adds to the sums of its column, whose number is the place COLUMN among `read`
+//   Part::Y row(z, m), step(n); finished(x, row, step, added): what becomes of neighbouring results before they are
+//           stored; stores what else is made of them, and adds to the sums of their column, whose number is the place
+//           COLUMN among `read`
 //
 // Constants: T (element type), WHOLE and NATURAL (whole numbers that hold every place, with and without sign), THREADS,
 // BM x BN: a block's part of the result, TM x TN: a thread's (or, with TENSOR, WARPS_M x WARPS_N warps), BK: terms of a
 // tile, PAD: elements between a tile's lines, SLICES: of the terms, each with sums of its own, STATISTICS, TOGETHER:
 // blocks that shall fit on a multiprocessor; KEEPS_Y: whether y is stored; COLUMN_SUMS: how many sums there are of each
-// column, SUM_COLUMNS: columns; EXTRAS and PASSED: more arrays, for `made` and `finished`: first `partials`, if there are
-// such sums.
+// column, SUM_COLUMNS: columns; ROWS_OF_SLICES: rows of a block of `add_slices` then; EXTRAS and PASSED: more arrays,
+// for common, own and finished, and before them `partials`, if there are such sums.
 // Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the tiles; Chetlur et
 // al., cuDNN: Efficient Primitives for Deep Learning (2014), for matrices that are never formed.
 
@@ -36,6 +38,28 @@ template <int CHECKS, int READS> struct Where {
   I check[CHECKS > 0 ? CHECKS : 1];
   I read[READS > 0 ? READS : 1];
 };
+
+// W neighbours of another array: at one address (IS_PACK), or `beside` apart.
+template <class E, int W, bool IS_PACK> DEVICE Pack<E, W> taken(const E *__restrict__ from, I beside) {
+  Pack<E, W> pack;
+  if (IS_PACK) pack = *reinterpret_cast<const Pack<E, W> *>(from);
+  else {
+#pragma unroll
+    for (int v = 0; v < W; v++) pack.v[v] = from[v * beside];
+  }
+  return pack;
+}
+// The same, to store them.
+template <class E, int W, bool IS_PACK> DEVICE void give(E *to, I beside, const Pack<E, W> &pack) {
+  if (IS_PACK) *reinterpret_cast<Pack<E, W> *>(to) = pack;
+  else {
+#pragma unroll
+    for (int v = 0; v < W; v++) to[v * beside] = pack.v[v];
+  }
+}
+
+constexpr int COUNT = COLUMN_SUMS > 0 ? COLUMN_SUMS : 1;
+typedef double Added[COUNT]; // to the sums of a column
 
 //@ parts
 
@@ -59,53 +83,73 @@ template <class O> DEVICE int term_of(O, int load) {
   return O::ALONG_K ? threadIdx.x % line * O::V : pack / line;
 }
 
-// Read a thread's part of a tile into registers, zeros for what is not there; `found` has a bit for each pack.
-template <class O>
-DEVICE void fetch(O operand, Pack<T, O::V> (&held)[Share<O>::LOADS], unsigned &found,
-                  const typename O::Place (&rows)[Share<O>::ROWS], const T *__restrict__ x, I first, I first_k) {
-  found = 0;
+// A thread's part of a tile on its way: packs, a bit in `found` for each that is there, what goes with their numbers.
+template <class O> struct Held {
+  typename O::Place rows[Share<O>::ROWS];
+  Pack<T, O::V> packs[Share<O>::LOADS];
+  unsigned found;
+  typename O::template Common<O::V> common[O::ALONG_K ? 1 : Share<O>::ROWS];
+  typename O::template Own<O::V> own[Share<O>::LOADS];
+};
+
+// Find a thread's rows, and what goes with all numbers of a row.
+template <class O> DEVICE void begin(O operand, Held<O> &held, I z, I first EXTRAS) {
+#pragma unroll
+  for (int r = 0; r < Share<O>::ROWS; r++) {
+    const I row = first + row_of(operand, r);
+    held.rows[r] = operand.row(z, row);
+    if (O::HAS_COMMON && !O::ALONG_K && (O::ROWS_IN_ALL % O::SIZE == 0 || row < O::ROWS_IN_ALL))
+      held.common[r] = operand.template common<O::V>(held.rows[r], operand.step(0) PASSED);
+  }
+}
+
+// Read a thread's part of a tile into registers, zeros for what is not there.
+template <class O> DEVICE void fetch(O operand, Held<O> &held, const T *__restrict__ x, I first, I first_k EXTRAS) {
+  held.found = 0;
+  const I mine = first_k + term_of(operand, 0);
+  if (O::HAS_COMMON && O::ALONG_K && (O::TERMS_IN_ALL % BK == 0 || mine < O::TERMS_IN_ALL))
+    held.common[0] = operand.template common<O::V>(held.rows[0], operand.step(mine) PASSED);
 #pragma unroll
   for (int l = 0; l < Share<O>::LOADS; l++) {
     const I k = first_k + term_of(operand, l);
-    const typename O::Place row = rows[l % Share<O>::ROWS], step = operand.step(k);
+    const typename O::Place row = held.rows[l % Share<O>::ROWS], step = operand.step(k);
     bool is_there = operand.inside(row, step);
     if (O::ROWS_IN_ALL % O::SIZE) is_there = is_there && first + row_of(operand, l) < O::ROWS_IN_ALL;
     if (O::TERMS_IN_ALL % BK) is_there = is_there && k < O::TERMS_IN_ALL;
     if (Share<O>::PACKS % THREADS) is_there = is_there && (int)threadIdx.x + l * THREADS < Share<O>::PACKS;
     if (is_there) {
-      held[l] = *reinterpret_cast<const Pack<T, O::V> *>(x + (row.at + step.at));
-      found |= 1u << l;
+      held.packs[l] = *reinterpret_cast<const Pack<T, O::V> *>(x + (row.at + step.at));
+      held.found |= 1u << l;
+      if (O::HAS_OWN) held.own[l] = operand.template own<O::V>(row, step PASSED);
     } else {
 #pragma unroll
-      for (int v = 0; v < O::V; v++) held[l].v[v] = 0;
+      for (int v = 0; v < O::V; v++) held.packs[l].v[v] = 0;
     }
   }
 }
 
 // Put what was read into shared memory, tile[term][row], changed as the problem wants it.
-template <class O>
-DEVICE void put(O operand, Pack<T, O::V> (&held)[Share<O>::LOADS], unsigned found,
-                const typename O::Place (&rows)[Share<O>::ROWS], T *tile, I first_k EXTRAS) {
+template <class O> DEVICE void put(O operand, Held<O> &held, T *tile) {
   constexpr int LINE = O::SIZE + PAD;
 #pragma unroll
   for (int l = 0; l < Share<O>::LOADS; l++) {
     if (Share<O>::PACKS % THREADS && (int)threadIdx.x + l * THREADS >= Share<O>::PACKS) continue;
     const int row = row_of(operand, l), term = term_of(operand, l);
-    if (O::IS_CHANGED && (found >> l & 1)) {
-      const typename O::Place step = operand.step(first_k + term);
+    Pack<T, O::V> &pack = held.packs[l];
+    if (O::IS_CHANGED && (held.found >> l & 1)) {
 #pragma unroll
       for (int v = 0; v < O::V; v++)
-        held[l].v[v] = operand.made(held[l].v[v], rows[l % Share<O>::ROWS], step, v PASSED);
+        pack.v[v] = operand.made(pack.v[v], held.common[O::ALONG_K ? 0 : l % Share<O>::ROWS], held.own[l], v);
     }
 #if TENSOR
 #pragma unroll
-    for (int v = 0; v < O::V; v++) held[l].v[v] = to_tf32(held[l].v[v]);
+    for (int v = 0; v < O::V; v++) pack.v[v] = to_tf32(pack.v[v]);
 #endif
     if (O::ALONG_K) {
 #pragma unroll
-      for (int v = 0; v < O::V; v++) tile[(term + v) * LINE + row] = held[l].v[v];
+      for (int v = 0; v < O::V; v++) tile[(term + v) * LINE + row] = pack.v[v];
     } else
-      *reinterpret_cast<Pack<T, O::V> *>(tile + term * LINE + row) = held[l];
+      *reinterpret_cast<Pack<T, O::V> *>(tile + term * LINE + row) = pack;
   }
 }
 
@@ -177,13 +221,10 @@ DEVICE void add_products(Values &sum, const T *a, const T *b) {
 #endif
 }
 
-constexpr int COUNT = COLUMN_SUMS > 0 ? COLUMN_SUMS : 1;
-typedef double Added[VALUES_N][COUNT]; // what a thread adds up of its columns
-
 // Store a block's results in y, or as they are in a slice's sums; the numbers stored stand in `sum` afterwards. Row by
 // row; but column by column where these are added up: then sums take the registers of results that are done with.
 template <class P>
-DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added &added, T *y, T *sums EXTRAS) {
+DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added (&added)[VALUES_N], T *y, T *sums EXTRAS) {
   typename P::Y result;
   typename P::Y::Place columns[VALUES_N];
 #pragma unroll
@@ -199,18 +240,17 @@ DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added &add
     if (P::N % BN && n >= P::N) continue;
     Pack<T, V> pack;
 #pragma unroll
-    for (int v = 0; v < V; v++) {
-      T &x = value(sum, i, j + v);
-      if (SLICES == 1) x = result.finished(x, row, columns[j + v], added[j + v] PASSED);
-      pack.v[v] = x;
-    }
+    for (int v = 0; v < V; v++) pack.v[v] = value(sum, i, j + v);
+    if (SLICES == 1) result.finished(pack, row, columns[j], added + j PASSED);
+#pragma unroll
+    for (int v = 0; v < V; v++) value(sum, i, j + v) = pack.v[v];
     T *to = SLICES > 1 ? sums + (slice * SUMS + P::FIRST + (z * P::M + m) * P::N + n) : y + (row.at + columns[j].at);
     if (SLICES > 1 || KEEPS_Y) *reinterpret_cast<Pack<T, V> *>(to) = pack;
   }
 }
 
 #if COLUMN_SUMS
-// The row of partial sums, and the place in it, of a column of a block of rows.
+// Where a partial sum goes: that of a block of rows, and of column n of the part.
 template <class P> DEVICE double *partial_of(P, I row_block, I row_blocks, I z, I n, int number, double *partials) {
   typename P::Y result;
   const typename P::Y::Place row = result.row(z, 0), column = result.step(n);
@@ -222,7 +262,8 @@ template <class P> DEVICE double *partial_of(P, I row_block, I row_blocks, I z, 
 // Partial sums of a block's columns: threads put down what they have added up, then one for each column adds the lines,
 // in order.
 template <class P>
-DEVICE void add_up(P part, Added &added, I row_block, I row_blocks, I z, I first_n, double *partials, double *lines) {
+DEVICE void add_up(P part, Added (&added)[VALUES_N], I row_block, I row_blocks, I z, I first_n, double *partials,
+                   double *lines) {
 #pragma unroll
   for (int number = 0; number < COLUMN_SUMS; number++) {
     __syncthreads();
@@ -290,38 +331,33 @@ DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__
 #pragma unroll
     for (int j = 0; j < VALUES_N; j++) value(sum, i, j) = 0;
   if (TILES > 0) {
-    typename A::Place a_rows[Share<A>::ROWS];
-    typename B::Place b_rows[Share<B>::ROWS];
-#pragma unroll
-    for (int l = 0; l < Share<A>::ROWS; l++) a_rows[l] = left.row(z, first_m + row_of(left, l));
-#pragma unroll
-    for (int l = 0; l < Share<B>::ROWS; l++) b_rows[l] = right.row(z, first_n + row_of(right, l));
-    Pack<T, A::V> a_held[Share<A>::LOADS];
-    Pack<T, B::V> b_held[Share<B>::LOADS];
-    unsigned a_found, b_found;
+    Held<A> a_held;
+    Held<B> b_held;
+    begin(left, a_held, z, first_m PASSED);
+    begin(right, b_held, z, first_n PASSED);
     constexpr int HALF = BK * (BM + PAD + BN + PAD), B_TILE = BK * (BM + PAD);
     if (start < stop) {
-      fetch(left, a_held, a_found, a_rows, a, first_m, start * BK);
-      fetch(right, b_held, b_found, b_rows, b, first_n, start * BK);
-      put(left, a_held, a_found, a_rows, tiles, start * BK PASSED);
-      put(right, b_held, b_found, b_rows, tiles + B_TILE, start * BK PASSED);
+      fetch(left, a_held, a, first_m, start * BK PASSED);
+      fetch(right, b_held, b, first_n, start * BK PASSED);
+      put(left, a_held, tiles);
+      put(right, b_held, tiles + B_TILE);
     }
     __syncthreads();
     for (I i = start; i < stop; i++) {
       T *now = tiles + ((i - start) & 1) * HALF, *next = tiles + ((i - start + 1) & 1) * HALF;
       if (i + 1 < stop) {
-        fetch(left, a_held, a_found, a_rows, a, first_m, (i + 1) * BK);
-        fetch(right, b_held, b_found, b_rows, b, first_n, (i + 1) * BK);
+        fetch(left, a_held, a, first_m, (i + 1) * BK PASSED);
+        fetch(right, b_held, b, first_n, (i + 1) * BK PASSED);
       }
       add_products(sum, now, now + B_TILE);
       if (i + 1 < stop) {
-        put(left, a_held, a_found, a_rows, next, (i + 1) * BK PASSED);
-        put(right, b_held, b_found, b_rows, next + B_TILE, (i + 1) * BK PASSED);
+        put(left, a_held, next);
+        put(right, b_held, next + B_TILE);
       }
       __syncthreads();
     }
   }
-  Added added = {};
+  Added added[VALUES_N] = {};
   store(part, sum, slice, z, first_m, first_n, added, y, sums PASSED);
 #if COLUMN_SUMS && SLICES == 1
   add_up(part, added, row_block, ROW_BLOCKS, z, first_n, partials, (double *)tiles);
@@ -350,6 +386,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
 #endif
 }
 
+// What becomes of one number that was read.
+template <class O>
+DEVICE T changed(O operand, T x, const typename O::Place &row, const typename O::Place &step EXTRAS) {
+  return operand.made(x, operand.template common<1>(row, step PASSED), operand.template own<1>(row, step PASSED), 0);
+}
+
 // One element of a part's result, by one thread: its number is z, there are no rows and no columns.
 template <class P>
 DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums EXTRAS) {
@@ -367,8 +409,8 @@ DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *_
       const typename P::A::Place a_step = left.step(k);
       const typename P::B::Place b_step = right.step(k);
       if (left.inside(a_row, a_step) && right.inside(b_row, b_step))
-        sum += left.made(a[a_row.at + a_step.at], a_row, a_step, 0 PASSED) *
-               right.made(b[b_row.at + b_step.at], b_row, b_step, 0 PASSED);
+        sum += changed(left, a[a_row.at + a_step.at], a_row, a_step PASSED) *
+               changed(right, b[b_row.at + b_step.at], b_row, b_step PASSED);
     }
   }
   if (SLICES > 1) {
@@ -376,8 +418,9 @@ DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *_
     return;
   }
   const typename P::Y::Place row = result.row(z, 0), column = result.step(0);
-  const T found = result.finished(sum, row, column, nullptr PASSED);
-  if (KEEPS_Y) y[row.at + column.at] = found;
+  Pack<T, 1> found = {{sum}};
+  result.finished(found, row, column, nullptr PASSED);
+  if (KEEPS_Y) y[row.at + column.at] = found.v[0];
 }
 
 #define RUN_EACH(PART, BEGIN, END)                                                                                  \
@@ -399,12 +442,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_each(T *y, const 
 }
 
 // The sum of all slices of element e is total; store what becomes of it.
-template <class P> DEVICE void finish(P, I e, double total, T *y, double *added EXTRAS) {
+template <class P> DEVICE void finish(P, I e, double total, T *y, Added *added EXTRAS) {
   typename P::Y result;
   const I n = e % P::N, m = e / P::N % P::M;
   const typename P::Y::Place row = result.row(e / (P::N * P::M), m), column = result.step(n);
-  const T found = result.finished((T)total, row, column, added PASSED);
-  if (KEEPS_Y) y[row.at + column.at] = found;
+  Pack<T, 1> found = {{(T)total}};
+  result.finished(found, row, column, added PASSED);
+  if (KEEPS_Y) y[row.at + column.at] = found.v[0];
 }
 
 #define FINISH(PART) \
@@ -419,7 +463,7 @@ DEVICE void finish_rows(P part, I block, T *y, const T *__restrict__ sums, doubl
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const I first_n = block % COLUMN_BLOCKS * 32, row_block = block / COLUMN_BLOCKS % ROW_BLOCKS;
   const I z = block / (COLUMN_BLOCKS * ROW_BLOCKS), n = first_n + lane;
-  double added[COLUMN_SUMS] = {};
+  Added added = {};
   for (int r = warp; r < ROWS_OF_SLICES; r += 8) {
     const I m = row_block * ROWS_OF_SLICES + r;
     if (m >= P::M || n >= P::N) continue;
@@ -427,7 +471,7 @@ DEVICE void finish_rows(P part, I block, T *y, const T *__restrict__ sums, doubl
     double total = 0;
 #pragma unroll 8
     for (int s = 0; s < SLICES; s++) total += sums[(I)s * SUMS + P::FIRST + e];
-    finish(part, e, total, y, added PASSED);
+    finish(part, e, total, y, &added PASSED);
   }
 #pragma unroll
   for (int number = 0; number < COLUMN_SUMS; number++) space[warp][number][lane] = added[number];
@@ -446,8 +490,8 @@ DEVICE void finish_rows(P part, I block, T *y, const T *__restrict__ sums, doubl
 
 // y = the slices' sums, added in order, in double. sums [SLICES][SUMS]. Grid: a block of 32 x 8 threads for each 32
 // elements; the thread (e, s) adds the slices s, s + 8, ... With COLUMN_SUMS: a block for each 32 columns of
-// ROWS_OF_SLICES rows, which are added up as well. Shared memory: 2 KB, or as many for each sum. Floor: sums read once, y
-// written once.
+// ROWS_OF_SLICES rows, which are added up as well. Shared memory: 2 KB; with COLUMN_SUMS, 2 KB for each. Floor: sums
+// read once, y written once.
 extern "C" __global__ void __launch_bounds__(256) add_slices(T *y, const T *__restrict__ sums EXTRAS) {
 #if SLICES > 1 && COLUMN_SUMS
   __shared__ double space[8][COLUMN_SUMS][32];

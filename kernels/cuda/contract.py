@@ -9,7 +9,8 @@ together, each of them other elements.
     indices of y and a: rows (M) · of y and b: columns (N) · of all three: batch · not of y: terms (K)
 
 `contract_all` plans and runs. Kernels fuse with their neighbours through `Slots`: what becomes of a number of a or b
-when it is read, of one of y before it is stored, and statistics of what is stored.
+when it is read, of one of y before it is stored, what else is stored then, and sums of that over all rows, with what
+becomes of them.
 
 Which tiles and how many slices are taken depends on sizes alone, so the same call gives the same bits everywhere.
 """
@@ -105,8 +106,9 @@ class Slots(NamedTuple):
     stores     : more results, element by element
     sums, kept : sums over all dimensions of y but those kept; tail: what becomes of them
     keeps_y    : whether y itself is stored
+    is_aligned : whether all other arrays start at multiples of 16 bytes, so that neighbours can be moved at once
 
-    C text has the words of words.cuh. It makes no names like e0, v0, row, step or v, and none in capitals.
+    C text has the words of words.cuh. Names that are read or declared are like t0, t1, ...: others may be taken.
     """
 
     a: Change | None = None
@@ -120,10 +122,11 @@ class Slots(NamedTuple):
     kept: tuple[int, ...] = ()
     tail: Tail | None = None
     keeps_y: bool = True
+    is_aligned: bool = False
 
     @property
-    def is_each_element(self) -> bool:
-        """Whether something is said about each element of y."""
+    def is_about_y(self) -> bool:
+        """Whether something is to be done with the elements of y."""
         return self.y is not None or bool(self.stores) or bool(self.sums)
 
 
@@ -199,20 +202,46 @@ def shared_elements(tile: Tile, itemsize: int) -> int:
     return 2 * tile.k * (tile.m + tile.n + 2 * _padding(tile, itemsize))
 
 
+class Burden(NamedTuple):
+    """What slots want of a tile: room for sums, and registers for what is read with numbers of a and of b.
+
+    own, common : how many arrays are read for each number, and for numbers that share a row or a term
+    stored      : how many are read for each number of y before it is stored
+    """
+
+    has_sums: bool = False
+    own: tuple[int, int] = (0, 0)
+    common: int = 0
+    stored: int = 0
+
+
+NO_BURDEN = Burden()
+
+
+def _burden(slots: Slots, is_turned: bool) -> Burden:
+    reads = [change.reads if change else () for change in (slots.a, slots.b)]
+    own = [sum(1 for read in x if sum(map(bool, read.strides)) > 1) for x in (reads[::-1] if is_turned else reads)]
+    stored = sum(1 for read in (slots.y.reads if slots.y else ()) if sum(map(bool, read.strides)) > 1)
+    return Burden(bool(slots.sums), (own[0], own[1]), len(reads[0]) + len(reads[1]) - sum(own), stored)
+
+
 @functools.cache
-def _tiles(itemsize: int, is_tensor: bool, has_sums: bool = False) -> list[Tile]:
+def _tiles(itemsize: int, is_tensor: bool, burden: Burden = NO_BURDEN) -> list[Tile]:
     """All tiles that fit into static shared memory and into registers."""
     found = []
     for m, n, rows, columns in _TENSOR if is_tensor else _PLAIN:
         for k in (32, 16, 8):
             tile = Tile(m, n, k, rows, columns, is_tensor)
             values = m * n // tile.threads
-            held = (m + n) * k // tile.threads
+            held = ((1 + burden.own[0]) * m + (1 + burden.own[1]) * n) * k // tile.threads
+            held += burden.common * BASE_ALIGNMENT // itemsize
             lines = 8 * rows if is_tensor else m // rows
-            described = lines * n * 8 if has_sums else (lines + 1) * n * itemsize
+            described = lines * n * 8 if burden.has_sums else (lines + 1) * n * itemsize
             shared = shared_elements(tile, itemsize) * itemsize
             fits = described <= shared <= launch.STATIC_SHARED_BYTES and tile.threads % k == 0
             most = 76 if tile.threads >= 256 and not is_tensor else 96  # so that two large blocks have room
+            most -= 48 if burden.has_sums and tile.threads < 128 else 0  # much for few threads, and sums in double
+            fits = fits and (burden.stored < 3 or values * burden.stored * itemsize <= 4 * 64)
             if fits and max(m, n) * k <= 32 * tile.threads and (values + held) * itemsize <= 4 * most:
                 found.append(tile)
     return found
@@ -252,12 +281,12 @@ def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> f
 
 @functools.lru_cache(maxsize=4096)
 def best_tile(
-    parts: tuple[Sizes, ...], itemsize: int, is_tensor: bool, slices: int | None = None, has_sums: bool = False
+    parts: tuple[Sizes, ...], itemsize: int, is_tensor: bool, slices: int | None = None, burden: Burden = NO_BURDEN
 ) -> tuple[Tile, int, float]:
     """(tile, slices of the terms, cycles): the quickest by the model, for so many slices or for any number."""
     terms, elements = max((p[3] for p in parts), default=0), sum(math.prod(p[:3]) for p in parts)
     many = [s for s in _SLICES if s == 1 or (s * 32 <= terms and s * elements <= MOST_SUMS)]
-    options = [(t, s) for t in _tiles(itemsize, is_tensor, has_sums) for s in (many if slices is None else [slices])]
+    options = [(t, s) for t in _tiles(itemsize, is_tensor, burden) for s in (many if slices is None else [slices])]
     cycles, number = min((_cycles(t, s, parts, itemsize), i) for i, (t, s) in enumerate(options))
     return *options[number], cycles
 
@@ -359,12 +388,16 @@ class _Side:
         self.change, self.layout = change, layout
         self.at = _form(subscripts, layout.strides)
         self.checks: list[tuple[_Form, int]] = []
+        checked = set()
         if is_checked and all(sizes):
             for d, size in enumerate(layout.shape):
                 form = _form(subscripts[d : d + 1], (1,))
                 low, high = _reach(form, sizes)
                 if low < 0 or high >= size:
                     self.checks.append((form, size))
+                    checked.add(d)
+        # reads that are within bounds even where the operand is not
+        self.is_free = [not any(read.strides[d] for d in checked) for read in (change.reads if change else ())]
         places = [(read.strides, read.start) for read in change.reads] if change else []
         self.reads = [_form(subscripts, *place) for place in (*places, *more)]
 
@@ -411,8 +444,9 @@ class _Nest:
         self.a = _Side(nest.a, a, sizes, slots.a, True)
         self.b = _Side(nest.b, b, sizes, slots.b, True)
         kept, terms = sorted(_indices(nest.y)), range(len(sizes))
-        in_a = _indices(nest.a) if slots.statistics else {i for i in kept if self.a.moves(i)}
-        in_b = _indices(nest.b) if slots.statistics else {i for i in kept if self.b.moves(i)}
+        is_named = slots.statistics or not all(sizes)  # where an empty array's elements would lie, nobody knows
+        in_a = _indices(nest.a) if is_named else {i for i in kept if self.a.moves(i)}
+        in_b = _indices(nest.b) if is_named else {i for i in kept if self.b.moves(i)}
         self.batch = [i for i in kept if i in in_a and i in in_b]
         self.rows = [i for i in kept if i not in in_b]
         self.columns = [i for i in kept if i in in_b and i not in in_a]
@@ -496,8 +530,8 @@ def _affine(form: _Form, start: int, groups: Sequence[tuple[Sequence[Axis], list
 class _Writer:
     """The struct of an operand: where its rows and its terms (for y: its columns) lie."""
 
-    def __init__(self, side: _Side, batch: list[Axis], outer: list[Axis], inner: list[Axis], types: Sequence[str]):
-        self.side, self.batch, self.outer, self.inner, self.types = side, batch, outer, inner, types
+    def __init__(self, side: _Side, batch: list[Axis], outer: list[Axis], inner: list[Axis], slots: Slots):
+        self.side, self.batch, self.outer, self.inner, self.slots = side, batch, outer, inner, slots
         self.place = f"Where<{len(side.checks)}, {len(side.reads)}>"
 
     def vector(self, itemsize: int, axes: list[Axis]) -> int:
@@ -541,48 +575,93 @@ class _Writer:
             f"{{ return {' && '.join(tests) or 'true'}; }}\n"
         )
 
-    def made(self, axes: list[Axis]) -> str:
-        """What becomes of a number that is loaded; `axes` are those along which v counts."""
-        change = self.side.change or Change("x")
-        lines = "".join(self._read(read, n, axes) for n, read in enumerate(change.reads))
-        lines += "".join(f"\n      {line}" for line in change.lines)
-        return (
-            "    DEVICE T made(T x, const Place &row, const Place &step, int v EXTRAS) "
-            f"{{{lines} return (T)({change.text}); }}\n"
-        )
+    def made(self, is_along: bool, vector: int) -> str:
+        """What is read with a number that is loaded, and what becomes of it.
 
-    def finished(self, slots: Slots) -> str:
-        """What becomes of a sum of products, further results, and what is added to the sums of its column."""
+        is_along : whether packs of `vector` neighbours, along which v counts, lie along the inner indices
+        """
         change = self.side.change or Change("x")
-        lines = [self._read(read, n, []) for n, read in enumerate(change.reads)]
-        lines += [*change.lines, f"const T y = (T)({change.text});"]
-        for n, stored in enumerate(slots.stores, len(change.reads)):
-            kind = launch.CTYPES[self.types[stored.array]]
-            lines.append(f"e{stored.array}[row.read[{n}] + step.read[{n}]] = ({kind})({stored.text});")
-        lines += [f"added[{n}] += (double)({summed.text});" for n, summed in enumerate(slots.sums)]
+        axes, others = (self.inner, [*self.batch, *self.outer]) if is_along else (self.outer, self.inner)
+        common: list[tuple[int, Read]] = []
+        own: list[tuple[int, Read]] = []
+        for n, read in enumerate(change.reads):
+            is_same = self.side.is_free[n] and not any(x[id(self.side.reads[n])] for _, x in others)
+            (common if is_same else own).append((n, read))
+        text = f"    static constexpr bool HAS_COMMON = {_c(bool(common))}, HAS_OWN = {_c(bool(own))};\n"
+        for name, found in (("common", common), ("own", own)):
+            kind = name.capitalize()
+            members = "".join(f" Pack<{self._type(read)}, W> {read.name};" for _, read in found)
+            values = ", ".join(self._taken(read, n, axes, vector) for n, read in found)
+            text += (
+                f"    template <int W> struct {kind} {{{members} }};\n"
+                f"    template <int W> DEVICE {kind}<W> {name}(const Place &row, const Place &step EXTRAS) "
+                f"{{ return {kind}<W>{{{values}}}; }}\n"
+            )
+        lines = [f"const {self._type(read)} {read.name} = common.{read.name}.v[v];" for _, read in common]
+        lines += [f"const {self._type(read)} {read.name} = own.{read.name}.v[v];" for _, read in own]
+        lines += [*change.lines, f"return (T)({change.text});"]
+        text += "    template <class C, class O> DEVICE T made(T x, const C &common, const O &own, int v) {\n"
+        return text + "".join(f"      {line.strip()}\n" for line in lines) + "    }\n"
+
+    def finished(self, axes: list[Axis], vector: int) -> str:
+        """What becomes of sums of products, further results, and what is added to the sums of their columns."""
+        change, slots = self.side.change or Change("x"), self.slots
+        reads, results = list(enumerate(change.reads)), list(enumerate(slots.stores, len(change.reads)))
+        before = [f"const auto read{n} = {self._taken(read, n, axes, vector)};" for n, read in reads]
+        before += [f"Pack<{self._type(stored)}, W> made{n};" for n, stored in results]
+        lines = ["T x = xs.v[v];"] + [f"const {self._type(r)} {r.name} = read{n}.v[v];" for n, r in reads]
+        lines += [*change.lines, f"const T y = (T)({change.text});", "xs.v[v] = y;"]
+        lines += [f"made{n}.v[v] = ({self._type(stored)})({stored.text});" for n, stored in results]
+        lines += [f"added[v][{n}] += (double)({summed.text});" for n, summed in enumerate(slots.sums)]
+        after = []
+        for n, stored in results:
+            at = f"e{stored.array} + (row.read[{n}] + step.read[{n}]), {self._beside(n, axes)}, made{n}"
+            after.append(f"give<{self._type(stored)}, W, {self._is_pack(stored, n, axes, vector)}>({at});")
         return (
             f"    static constexpr int COLUMN = {max(len(self.side.reads) - 1, 0)};\n"
-            "    DEVICE T finished(T x, const Place &row, const Place &step, double *added EXTRAS) {\n"
-            + "".join(f"      {line.strip()}\n" for line in lines) + "      return y;\n    }\n"
+            "    template <int W> DEVICE void finished(Pack<T, W> &xs, const Place &row, const Place &step, "
+            "Added *added EXTRAS) {\n"
+            + "".join(f"      {line}\n" for line in before)
+            + "#pragma unroll\n      for (int v = 0; v < W; v++) {\n"
+            + "".join(f"        {line.strip()}\n" for line in lines)
+            + "      }\n" + "".join(f"      {line}\n" for line in after) + "    }\n"
         )  # fmt: skip
 
-    def _read(self, read: Read, n: int, axes: list[Axis]) -> str:
-        beside = axes[-1][1][id(self.side.reads[n])] if axes else 0
-        place = f"row.read[{n}] + step.read[{n}]" + (f" + v * {beside}" if beside else "")
-        return f" const {launch.CTYPES[self.types[read.array]]} {read.name} = e{read.array}[{place}];"
+    def _type(self, place: Read | Stored) -> str:
+        return launch.CTYPES[self.slots.types[place.array]]
+
+    def _beside(self, n: int, axes: list[Axis]) -> int:
+        return axes[-1][1][id(self.side.reads[n])] if axes else 0
+
+    def _taken(self, read: Read, n: int, axes: list[Axis], vector: int) -> str:
+        """The n-th of the other places, for W neighbours along the last of the axes."""
+        kind = f"taken<{self._type(read)}, W, {self._is_pack(read, n, axes, vector)}>"
+        return f"{kind}(e{read.array} + (row.read[{n}] + step.read[{n}]), {self._beside(n, axes)})"
+
+    def _is_pack(self, place: Read | Stored, n: int, axes: list[Axis], vector: int) -> str:
+        """Whether neighbours lie at one address, of so many bytes that they are loaded or stored at once."""
+        if vector == 1 or self._beside(n, axes) != 1 or not self.slots.is_aligned:
+            return "false"
+        form, itemsize = self.side.reads[n], np.dtype(self.slots.types[place.array]).itemsize
+        unit = min(BASE_ALIGNMENT // itemsize, vector)
+        others = [x[1][id(form)] for x in (*self.batch, *self.outer, *self.inner) if x is not axes[-1]]
+        return "false" if any(x % unit for x in (form.start, *others)) else "(W > 1)"
+
+
+def _c(truth: bool) -> str:
+    return "true" if truth else "false"
 
 
 def _struct(letter: str, writer: _Writer, tile_size: str, names: tuple[str, str], itemsize: int, totals: Any) -> str:
     """The struct of a or b."""
     is_along = writer.along(writer.inner, itemsize) >= writer.along(writer.outer, itemsize)
-    axes = writer.inner if is_along else writer.outer
+    vector = writer.vector(itemsize, writer.inner if is_along else writer.outer)
     return (
         f"  struct {letter} {{\n"
         f"    static constexpr I ROWS_IN_ALL = {totals[0]}, TERMS_IN_ALL = {totals[1]};\n"
-        f"    static constexpr int SIZE = {tile_size}, V = {writer.vector(itemsize, axes)};\n"
-        f"    static constexpr bool ALONG_K = {str(is_along).lower()}, "
-        f"IS_CHANGED = {str(writer.side.change is not None).lower()};\n"
-        + writer.functions(*names) + writer.inside() + writer.made(axes) + "  };\n"
+        f"    static constexpr int SIZE = {tile_size}, V = {vector};\n"
+        f"    static constexpr bool ALONG_K = {_c(is_along)}, IS_CHANGED = {_c(writer.side.change is not None)};\n"
+        + writer.functions(*names) + writer.inside() + writer.made(is_along, vector) + "  };\n"
     )  # fmt: skip
 
 
@@ -597,7 +676,7 @@ def _written(
     name: str, nest: _Nest, first: int, first_block: int, sums: int, itemsize: int, slots: Slots, width: int
 ) -> _Part:
     y, a, b = nest.y, nest.a, nest.b
-    batch, rows, columns, types = nest.batch, nest.rows, nest.columns, slots.types
+    batch, rows, columns = nest.batch, nest.rows, nest.columns
     kept = [i for i in batch if nest.kept is not None and i in nest.kept]
     if nest.is_each:  # every element is a matter of its own
         batch, rows, columns = [*batch, *rows, *columns], [], []
@@ -610,7 +689,8 @@ def _written(
     n = nest.axes(sorted(columns), []) if nest.is_ordered else nest.axes(columns, [y.at])
     k = nest.axes(nest.terms, [a.at, b.at])
     sizes: Sizes = nest.size(batch), nest.size(rows), nest.size(columns), nest.size(nest.terms)
-    ys, as_, bs = _Writer(y, z, m, n, types), _Writer(a, z, m, k, types), _Writer(b, z, n, k, types)
+    ys, as_, bs = _Writer(y, z, m, n, slots), _Writer(a, z, m, k, slots), _Writer(b, z, n, k, slots)
+    vector = min(width, ys.vector(itemsize, n))
     widest = min(width, BASE_ALIGNMENT // itemsize)
     sums_v = next(v for v in (4, 2, 1) if v <= widest and not any(x % v for x in (sizes[2], first, sums)))
     text = (
@@ -620,8 +700,8 @@ def _written(
         f"  static constexpr int SUMS_V = {sums_v};\n"
         + _struct("A", as_, "BM", ("m", "k"), itemsize, (sizes[1], sizes[3]))
         + _struct("B", bs, "BN", ("n", "k"), itemsize, (sizes[2], sizes[3]))
-        + f"  struct Y {{\n    static constexpr int V = {min(width, ys.vector(itemsize, n))};\n"
-        + ys.functions("m", "n") + ys.finished(slots) + "  };\n};\n"
+        + f"  struct Y {{\n    static constexpr int V = {vector};\n"
+        + ys.functions("m", "n") + ys.finished(n, vector) + "  };\n};\n"
     )  # fmt: skip
     return _Part(text, sizes)
 
@@ -630,7 +710,7 @@ def _written(
 def _objection(found: Sequence[_Nest], y: Layout, slots: Slots) -> str:
     """Why these nests cannot do what slots say; "" if they can."""
     covered = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
-    if slots.is_each_element and covered != math.prod(y.shape):
+    if slots.is_about_y and covered != math.prod(y.shape):
         return "the nests leave out elements of y; a change of y has no value for these."
     if slots.statistics and len(found) > 1:
         return "statistics are those of one nest."
@@ -660,8 +740,8 @@ class Plan:
         itemsize = np.dtype(dtype).itemsize
         self.dtype, self.slots = np.dtype(dtype), slots
         found = [_Nest(nest, y, a, b, slots) for nest in nests if not _is_empty(nest)]
-        if objection := _objection(found, y, slots):
-            raise ValueError(f"contract: {objection}")
+        if reason := _objection(found, y, slots):
+            raise ValueError(f"contract: {reason}")
         self.is_turned = bool(found) and found[0].is_turned
         for nest in found if self.is_turned else []:
             nest.turn()
@@ -669,7 +749,7 @@ class Plan:
         self.sums = sums = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
         self.covers = sums == math.prod(y.shape)
         shapes = [(n.size(n.batch), n.size(n.rows), n.size(n.columns), n.size(n.terms)) for n in found if not n.is_each]
-        self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices, bool(slots.sums))[0]
+        self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices, _burden(slots, self.is_turned))[0]
         width = 2 if tile.is_tensor else min(4, tile.columns)
         largest = max([abs(x) for nest in found for x in _reaches(nest)] + [slices * sums], default=0)
         parts: list[str] = []
@@ -721,7 +801,7 @@ class Plan:
         self.tiled_text = launch.source(text, (*given, *only_tiled)) if tiled else ""
         self.each_text = launch.source(text, (*given, *only_each)) if each else ""
         self.warps = 32 if row_blocks >= 512 and len(slots.sums) <= 4 else 8
-        self.sums_text = _sums_text(self, y, row_blocks) if slots.sums else ""
+        self.sums_text = _sums_text(self, y, row_blocks) if slots.sums and self.sum_columns else ""
         self.zeros: Plan | None = None
         if not self.covers:
             self.zeros = Plan((_nothing(y.shape),), y, _NO_LAYOUT, _NO_LAYOUT, dtype, False, NONE)
@@ -737,7 +817,7 @@ class Plan:
         if self.is_turned:
             a, b = b, a
         sums = scratch[0] if self.slices > 1 else y
-        others = (*scratch[-1:], *extras) if self.sums_text else extras
+        others = (*scratch[-1:], *extras) if self.slots.sums else extras
         if self.tiled_text:
             kernel = launch.compiled(self.tiled_text, "contract")
             described = y if statistics is None else statistics

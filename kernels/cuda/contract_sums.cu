@@ -4,7 +4,8 @@
 //@ preamble
 // Sums of columns from the partial sums of BLOCKS blocks of rows, added in a fixed order, and what becomes of them.
 // contract.py writes what one thread reads (//@ reads) and does (//@ finish) for column c, over the sums s0, s1, ...
-// Constants: T, the type of the contraction; COLUMN_SUMS: sums of each column; COLUMNS; BLOCKS; WARPS of a block; EXTRAS: the arrays of the contraction.
+// Constants: T, the type of the contraction; COLUMN_SUMS: sums of each column; COLUMNS; BLOCKS; WARPS of a block here;
+// EXTRAS: the other arrays of the contraction.
 // partials [BLOCKS][COLUMN_SUMS][COLUMNS]. Grid: a block of WARPS x 4 x 8 threads for each 8 columns; the thread (i, c)
 // adds the blocks i, i + 4 WARPS, ..., then warps add across, then one thread for each column adds the warps.
 // Shared memory: 64 bytes for each warp and sum. Floor: partials read once.

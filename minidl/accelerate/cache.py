@@ -69,6 +69,10 @@ class Cache:
                 return Look(trace, signer.values)
         return Look(MISSING, [])
 
+    def recent(self, is_traced: bool) -> tuple[Trace, ...]:
+        """The latest traces, the latest first."""
+        return self._recent[is_traced]
+
     def make_recent(self, trace: Trace) -> None:
         """Have the trace tried first."""
         is_traced = trace.signature.is_traced
@@ -91,6 +95,7 @@ class Cache:
         with self.lock:
             if self.traces.get(trace.signature) is trace:
                 self.traces[trace.signature] = None
+            self._forget_recent(trace)
 
     def evict(self) -> bool:
         """Forget the oldest traces if there are too many; whether there were."""
@@ -102,9 +107,14 @@ class Cache:
             gone = used[: max(0, len(used) - self.size)]
             for key in gone + others[: max(0, len(others) - 20 * self.size)]:
                 trace = self.traces.pop(key)
-                self._recent[key.is_traced] = tuple([x for x in self._recent[key.is_traced] if x is not trace])
+                if trace is not None:
+                    self._forget_recent(trace)
                 self._forget_plan(key)
             return bool(gone)
+
+    def _forget_recent(self, trace: Trace) -> None:
+        is_traced = trace.signature.is_traced
+        self._recent[is_traced] = tuple([x for x in self._recent[is_traced] if x is not trace])
 
     def _forget_plan(self, key: Signature) -> None:
         if any(other.plan == key.plan and other.place == key.place for other in self.traces):

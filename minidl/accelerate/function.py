@@ -184,9 +184,13 @@ class AcceleratedFunction:
         if not self._enabled or any([tape.everything for tape in tapes]):
             return self._plainly(args, kwargs)  # inside another recording the calls become part of that one
         is_checking = self._check_finite or self._check_mode != "none"
+        if not tapes and not is_checking:
+            found = self._replay_known(args, kwargs, False)
+            if found is not None:
+                return found[0]
         look = None if is_checking else self._cache.recall(args, kwargs, bool(tapes))
-        if look is not None:
-            return self._replay(look.trace, look.values)
+        if look is not None and self._is_compiled(look.trace):
+            return self._replay(look.trace, look.values, args)
         leaves, structure = flatten((args, kwargs))
         trace, values = self._cache.look_up(leaves, structure, bool(tapes))
         if trace is MISSING:
@@ -197,7 +201,7 @@ class AcceleratedFunction:
             return self._plainly(args, kwargs)
         self._cache.make_recent(trace)
         before = [cell.value for cell in CELLS]
-        result = self._replay(trace, values)
+        result = self._replay(trace, values, args)
         if is_checking:
             self._check(trace, result, values, before, leaves, structure)
         return result
@@ -209,8 +213,25 @@ class AcceleratedFunction:
         """
         if not self._enabled or self._check_finite or self._check_mode != "none":
             return None
+        found = self._replay_known(args, kwargs, True)
+        if found is not None:
+            return found
         look = self._cache.recall(args, kwargs, True, is_renewed=True)
-        return None if look is None else (self._replay(look.trace, look.values),)
+        if look is None or not self._is_compiled(look.trace):
+            return None
+        return (self._replay(look.trace, look.values, args),)
+
+    def _replay_known(self, args: tuple[Any, ...], kwargs: dict[str, Any], is_in_dlfeval: bool) -> tuple[Any] | None:
+        """The results, in a tuple, if the arguments are results of earlier calls that a recent trace has met before."""
+        setting = backends.setting()
+        for trace in self._cache.recent(is_in_dlfeval):
+            if trace.known is not None and trace.signature.backend == setting:
+                start = time.perf_counter()
+                found = trace.known.replay(args, kwargs, is_in_dlfeval)
+                if found is not None:
+                    self._count_hit(trace, time.perf_counter() - start)
+                    return found
+        return None
 
     def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The function itself, on copies of the containers: as it is called when it is recorded."""
@@ -218,17 +239,21 @@ class AcceleratedFunction:
         args, kwargs = unflatten(structure, leaves)
         return self._function(*args, **kwargs)
 
-    def _replay(self, trace: Trace, values: list[Value]) -> Any:
+    def _replay(self, trace: Trace, values: list[Value], args: tuple[Any, ...]) -> Any:
         start = time.perf_counter()
         result = trace.replay(values)
-        seconds = time.perf_counter() - start
+        self._count_hit(trace, time.perf_counter() - start)
+        if trace.known is not None:
+            trace.known.remember(args)
+        return result
+
+    def _count_hit(self, trace: Trace, seconds: float) -> None:
         cache = self._cache
         with cache.lock:
             cache.calls += 1
             cache.hits += 1
             trace.hits += 1
             trace.replay_seconds += seconds
-        return result
 
     def _record(self, leaves: list[Any], structure: Any) -> Any:
         """Run the function and keep the recording. All that is remembered of it changes at the end, in one step."""
@@ -251,6 +276,8 @@ class AcceleratedFunction:
             retraces = self._retraces.of_values(signature, why)
             if complaints or trace is not None:
                 cache.keep(signature, trace)
+                if trace is not None:
+                    cache.make_recent(trace)
                 if cache.evict():
                     retraces += self._retraces.of_a_full_cache(cache.size, self._misses)
         self._warn(complaints + advice.notes(recording, self._name()), TraceWarning)

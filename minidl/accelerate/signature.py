@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import collections
 import enum
+import itertools
 import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 from minidl.accelerate.captures import MISSING, Leaf, Source, is_namespace, is_user_class
 from minidl.core.dlarray import DLArray, is_unchangeable
 from minidl.core.spec import Spec, Value
-from minidl.core.tree import LEAF, flatten
+from minidl.core.tree import LEAF, count_leaves, flatten
 
 # keys -----------------------------------------------------------------------------------------------------------
 _PYTHON_TWINS = (np.float64, np.bool_, np.int64, np.str_, np.bytes_)  # behave as float, bool, int, str and bytes do
@@ -192,14 +193,16 @@ class Signature(NamedTuple):
 Guard = Callable[[tuple[Any, ...], dict[str, Any]], "list[Value] | None"]
 
 
-def guard_of(signature: Signature) -> Guard:
+def guard_of(signature: Signature, trees: Sequence[int] = ()) -> Guard:
     """A function of (args, kwargs): the values of all dlarrays if the call has this signature (but for which of them
     are the same array), None if not. Straight code, so that a hit costs microseconds.
+
+    trees : positional arguments that are known to fit. They are not looked at, and their values are left out.
     """
     writer = _Writer()
     _, _, (args, kwargs) = signature.arguments.structure
     leaves = iter(signature.arguments.leaves)
-    writer.tree("args", args, leaves, "plain_key")
+    writer.tree("args", args, leaves, "plain_key", trees)
     writer.tree("kwargs", kwargs, leaves, "captured_key" if kwargs is None else "plain_key")
     _, _, children = signature.captured.structure
     leaves = iter(signature.captured.leaves)
@@ -261,8 +264,10 @@ class _Writer:
         self.lines.append(f"{x} = {text}")
         return x
 
-    def tree(self, x: str, structure: Any, leaves: Iterator[Array | Plain], key: str) -> None:
-        """Check that variable x holds a tree of this structure with these leaves."""
+    def tree(
+        self, x: str, structure: Any, leaves: Iterator[Array | Plain], key: str, known: Sequence[int] = ()
+    ) -> None:
+        """Check that variable x holds a tree of this structure with these leaves. Its `known` children are skipped."""
         if structure is None:
             self.unless(f"{x} is not None")
             return
@@ -283,8 +288,11 @@ class _Writer:
             values = "".join(f"{x}.{name}, " for name in names)
         if inner:
             self.lines.append(f"{', '.join(inner)}, = {values}")
-        for y, child in zip(inner, children):
-            self.tree(y, child, leaves, key)
+        for i, (y, child) in enumerate(zip(inner, children)):
+            if i in known:
+                collections.deque(itertools.islice(leaves, count_leaves(child)), 0)
+            else:
+                self.tree(y, child, leaves, key)
 
     def leaf(self, x: str, leaf: Array | Plain, key: str) -> None:
         self.leaves.append(x)

@@ -1,7 +1,8 @@
 """Changes: a mark that is another one whenever a struct or a dlarray was changed in place, wherever that was.
 
 Who has looked at structs and dlarrays and kept the mark of that moment knows, as long as it is the same, that they are
-as they were. Changes in place are rare: a training loop makes new ones.
+as they were. Changes in place are rare: a training loop makes new ones. What goes round a struct's own methods
+(`dict.__setitem__(s, ...)`) is not noticed.
 """
 
 from __future__ import annotations

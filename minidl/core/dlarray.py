@@ -456,14 +456,14 @@ def kept_data(data: np.ndarray, source: Any) -> np.ndarray:
     return data if type(source) in _COPIED or is_unchangeable(data) else data.copy("K")
 
 
-_COPIED = {bool, int, float, list, tuple, range}  # of these NumPy makes new arrays
+_COPIED = {bool, int, float, list, tuple, range, np.float32, np.float64, np.bool_}  # of these NumPy makes new arrays
 
 
 def check_data(who: str, X: Any) -> np.ndarray:
     """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
     is_plain = isinstance(X, (bool, int, float, list, tuple, range))
     try:
-        data = gpu_array(who, X) if is_on_gpu(X) else np.asarray(X)
+        data = gpu_array(who, X) if type(X) not in _COPIED and is_on_gpu(X) else np.asarray(X)
     except (ValueError, TypeError) as error:
         raise DTypeError(f"{who}: a rectangular array is wanted; got {type(X).__name__} ({error}).") from None
     if data.dtype.kind == "f" and data.dtype.itemsize in (4, 8) or data.dtype.kind == "b":

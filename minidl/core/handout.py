@@ -22,7 +22,6 @@ from minidl.core.spec import Value
 from minidl.core.struct import struct
 from minidl.core.tree import LEAF
 
-SMALL_BYTES = 4096  # a result up to this size that the user keeps, such as each step's loss, is moved elsewhere
 _value = operator.attrgetter("_value")
 _count, _count_weak = sys.getrefcount, weakref.getweakrefcount
 
@@ -31,14 +30,16 @@ class Handout:
     """A tree of results, all of it made by minidl: struct, dict, list or tuple of dlarrays, or one dlarray.
 
     tree   : as it is given the first time. If it is a tuple, a new one with the same children is given each time, and
-             small dlarrays among these are loose: if the user keeps one, it becomes his and another takes its place.
+             single numbers among these (or the tree, if it is one), such as a loss, are loose: one that the user keeps
+             becomes his, with memory of its own, and another takes its place.
     values : of its dlarrays, in order. The list is the handout's from now on.
+    others : what else lies between an array's memory and a view of it.
     move   : (array) -> a copy of it, in memory of its own.
     Call `settle` when nobody else holds anything of it.
     """
 
-    def __init__(self, tree: Any, values: list[Value], move: Callable[[Any], Any]) -> None:
-        self.values, self._move = values, move
+    def __init__(self, tree: Any, values: list[Value], others: list[Any], move: Callable[[Any], Any]) -> None:
+        self.values, self._others, self._move = values, others, move
         self._is_tuple = type(tree) is tuple
         self._children = list(tree) if self._is_tuple else [tree]
         self._containers: list[Any] = []
@@ -66,14 +67,14 @@ class Handout:
         arrays = [value.data for value in self.values]
         loose = [
             (k, start) for k, (start, stop) in enumerate(self._ranges)
-            if self._is_tuple and type(self._children[k]) is DLArray and self.values[start].spec.nbytes <= SMALL_BYTES
+            if type(self._children[k]) is DLArray and self.values[start].spec.size == 1
         ]  # fmt: skip
         those = {start for _, start in loose}
         held = [i for i in range(len(self.values)) if i not in those]
         self._handles = [*self._containers, *[self._leaves[i] for i in held]]
-        self._objects = [*self._handles, *[self.values[i] for i in held], *arrays]
+        self._objects = [*self._handles, *[self.values[i] for i in held], *arrays, *self._others]
         del arrays
-        self._loose = [(k, i, _count(self._leaves[i]), _count(self.values[i])) for k, i in loose]
+        self._loose = [(k, i, *self._counts_of(i)) for k, i in loose]
         self._total = sum(map(_count, self._objects))
         trees = {id(x): k for k, x in enumerate(self._children) if type(x) is not DLArray and x is not None}
         me = weakref.ref(self, functools.partial(_forget, list(trees)))
@@ -83,6 +84,11 @@ class Handout:
         """Those of one child of the tuple, or of the whole tree."""
         start, stop = self._ranges[child]
         return self.values[start:stop]
+
+    def _counts_of(self, i: int) -> tuple[int, int, int]:
+        """References to the dlarray, its value, its array."""
+        leaf = self._leaves[i]
+        return _count(leaf), _count(self.values[i]), _count(self.values[i].data)
 
     # looking at it ----------------------------------------------------------------------------------------------
     def _contents(self) -> list[int]:
@@ -116,20 +122,28 @@ class Handout:
             and not any(map(_count_weak, self._handles))
         )
 
+    def has_kept(self) -> bool:
+        """Whether the user has kept one of the loose results."""
+        return any(map(self.is_kept, range(len(self._loose))))
+
     def give(self) -> Any:
-        """The tree, to somebody who is told that it has new numbers. What he kept of loose ones must have been moved."""
+        """The tree, to be told that it has new numbers. What the user kept of loose results must have been moved."""
         return tuple(self._children) if self._is_tuple else self._children[0]
 
+    def is_kept(self, entry: int) -> bool:
+        """Whether the user has kept a loose result."""
+        _, i, handles, holders, _ = self._loose[entry]
+        leaf = self._leaves[i]
+        return _count(leaf) != handles or _count(self.values[i]) != holders or _count_weak(leaf) > 0
+
     def let_go(self) -> bool:
-        """Have loose results that the user kept become his; whether nobody sees the array of any other.
+        """Have loose results that the user kept become his; False if somebody took hold of an array meanwhile.
 
         Call it when the handout is free, before its arrays get new numbers.
         """
-        for entry, (k, i, handles, holders) in enumerate(self._loose):
-            if (
-                _count(self._leaves[i]) == handles and _count(self.values[i]) == holders
-                and not _count_weak(self._leaves[i])
-            ):  # fmt: skip
+        is_alone = True
+        for entry, (k, i, _, _, holders) in enumerate(self._loose):
+            if not self.is_kept(entry):
                 continue
             old = self.values[i]
             array = old.data
@@ -137,9 +151,10 @@ class Handout:
             labels = self._leaves[i]._labels
             self.values[i] = Value(old.spec, array)
             self._children[k] = self._leaves[i] = DLArray(self.values[i], labels)
-            self._loose[entry] = k, i, _count(self._leaves[i]), _count(self.values[i])
             del array
-        return sum(map(_count, self._objects)) == self._total if self._loose else True
+            self._loose[entry] = k, i, *self._counts_of(i)
+            is_alone = is_alone and self._loose[entry][4] == holders  # he may have read it in this moment
+        return is_alone
 
 
 _known: dict[int, tuple[weakref.ref[Handout], int]] = {}  # id of a container -> (its handout, which child it is)

@@ -34,6 +34,13 @@ def _structure(tree: Any, leaves: list[Any]) -> Any:
     return LEAF
 
 
+def count_leaves(structure: Any) -> int:
+    """How many leaves a tree of that structure has."""
+    if structure is None or structure == LEAF:
+        return int(structure is not None)
+    return sum(map(count_leaves, structure[2]))
+
+
 def unflatten(structure: Any, leaves: Iterator[Any] | list[Any]) -> Any:
     """The tree of that structure, with new containers, around the given leaves."""
     return _build(structure, iter(leaves))

@@ -28,6 +28,7 @@ from minidl.core.errors import (
 from minidl.core.labels import check_format
 from minidl.core.options import options
 from minidl.data.datastore import Datastore, Source, check_datastore, is_whole, kind_of
+from minidl.data.resident import Resident, resident, variables_of
 from minidl.ops.facts import cast as cast_to
 from minidl.ops.views import on, view_as
 
@@ -166,6 +167,8 @@ class MiniBatchQueue(Source):
         self._position = 0
         self._ahead: _Ahead | None = None
         self._finalizer: Any = None
+        self._resident: Resident | None = None  # where data and order lie on the GPU
+        self._is_renewed = False  # since the last change of the order
 
     # properties, as in MATLAB fixed when the queue is made
     @property
@@ -250,7 +253,14 @@ class MiniBatchQueue(Source):
                 f"MiniBatchSize {self._size}, PartialMiniBatch '{self._partial}'). Ask hasdata(mbq) first; reset(mbq) "
                 "or shuffle(mbq) begins anew."
             )
-        if self._preprocessing == "background":
+        if not self._is_renewed:
+            self._renew()
+        if self._resident is not None and stop - start == self._size:
+            picked = self._resident.next(start)
+            if picked is not None:
+                self._position = stop
+                return picked[0]
+        if self._preprocessing == "background" and self._resident is None:
             try:
                 arrays = self._worker().next()
             except BaseException:
@@ -277,7 +287,7 @@ class MiniBatchQueue(Source):
     def reset(self) -> None:
         """Start again at the first mini-batch, in the present order."""
         self._stop()
-        self._position = 0
+        self._position, self._is_renewed = 0, False
 
     def shuffle(self) -> None:
         """Put the observations in a new random order (from the global generator: see `rng`) and start again."""
@@ -291,6 +301,22 @@ class MiniBatchQueue(Source):
         recipe = self._recipe
         part = _Recipe(recipe.ds.partition(n, i), recipe.fcn, recipe.inputs, recipe.outputs)
         return MiniBatchQueue(part, self._size, self._partial, self._preprocessing)
+
+    def _renew(self) -> None:
+        """Have the data on the GPU, in the present order, if that is where the mini-batches go to as they are."""
+        self._is_renewed, recipe = True, self._recipe
+        outputs = recipe.outputs
+        if recipe.fcn is not None or not all(output.as_dlarray for output in outputs):
+            return
+        if set(recipe.devices()) != {"gpu"}:
+            return
+        variables = variables_of(recipe.ds, recipe.casts, [output.format for output in outputs])
+        if variables is None:
+            self._resident = None
+        elif self._resident is not None:
+            self._resident.renew(variables)
+        else:
+            self._resident = resident(variables, self._size)
 
     def _end(self) -> int:
         count = len(self._recipe.ds)
@@ -344,7 +370,9 @@ def minibatchqueue(
                        each: type ("" for unchanged), whether to wrap as dlarray, dimension labels ("" for none), and
                        place: "auto", on the GPU if there is one that can be used (see canUseGPU), otherwise in host
                        memory; "cpu"; "gpu". On the GPU plain numbers are CuPy arrays. MiniBatchFcn gets data in host
-                       memory and returns such, or arrays that it has put on the GPU itself.
+                       memory and returns such, or arrays that it has put on the GPU itself. With "collate" the data
+                       themselves are kept on the GPU if they take no more than a quarter of its free memory; an array
+                       of the user's that they come from is read again at reset and shuffle.
     The queue is an object with a position; `shuffle(mbq)` and `reset(mbq)` change it. After an error in a mini-batch
     the queue stands before that mini-batch.
     Raises OptionError for unknown options and values, DTypeError if ds is no datastore; while reading ShapeError if

@@ -8,7 +8,7 @@ from typing import Any
 from minidl import backends
 from minidl.engine.branches import side_by_side
 from minidl.engine.devices import DeviceProgram, goes_to_and_fro, is_elsewhere, on_one_device
-from minidl.engine.fuse import calls, schedule
+from minidl.engine.fuse import Schedule, calls, schedule
 from minidl.engine.graph import Graph
 from minidl.engine.layout import choose_layout
 from minidl.engine.panels import panelled
@@ -16,6 +16,7 @@ from minidl.engine.passes import drop_unused, expand, simplify
 from minidl.engine.plan import plan_memory, plan_phases
 from minidl.engine.program import ExactProgram, NativeProgram, Program
 from minidl.engine.recompute import recomputed
+from minidl.engine.slots import openable, opened, riding, slotted
 from minidl.engine.winograd import winograd
 
 CACHED_BYTES = 1 << 24  # what surely stays in a GPU's second cache: up to here no memory is used twice
@@ -56,8 +57,26 @@ def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exac
         one = simplify(expand(backend.has_kernel)(simplify(one)))
     if not all(backend.has_kernel(node.op) for node in one.nodes):
         return ExactProgram(graph)
-    layout = choose_layout(one, input_orders, backend.needs_dense, backend.view)
-    tasks = calls(layout) if is_exact else side_by_side(schedule(layout))
+    if is_exact:
+        tasks = calls(choose_layout(one, input_orders, backend.needs_dense, backend.view))
+    else:
+        one, tasks = _with_slots(one, input_orders, backend)
+        tasks = side_by_side(tasks)
+    layout = tasks.layout
     is_at_host = [graph.specs[y].device == "cpu" for y in graph.outputs]
     total = sum(layout.nbytes(buffer) for task in tasks.tasks for buffer in task.writes)
     return DeviceProgram(one, plan_memory(tasks, is_sharing=total > CACHED_BYTES), backend, is_at_host)
+
+
+def _with_slots(graph: Graph, input_orders: Sequence[Sequence[int]], backend: Any) -> tuple[Graph, Schedule]:
+    """A graph as tasks, loops in the slots of contractions. Ops whose sums find no place on the way stay kernels."""
+    chosen = openable(graph)
+    while True:
+        open_graph, bodies = opened(graph, chosen)
+        open_graph = simplify(open_graph)
+        layout = choose_layout(open_graph, input_orders, backend.needs_dense, backend.view)
+        tasks = slotted(schedule(layout), backend.objection)
+        found = riding(tasks, bodies)
+        if found == chosen:
+            return open_graph, tasks
+        chosen = found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from minidl.core.device import host
 from minidl.core.errors import TraceWarning
+from minidl.core.handout import Handout
 from minidl.core.spec import Spec
 from minidl.engine.branches import direct, levels, needs, streams_of
 from minidl.engine.graph import Graph, Id, Node
@@ -22,8 +24,11 @@ from minidl.engine.plan import Plan
 from minidl.engine.program import MOST_FRAMES, Memory, Program, Run, count_references, has_counts
 
 HERE = "cpu"  # what passes take every device for
-MOST_EXECUTABLES = 4  # of a program; each belongs to one frame and to inputs at certain addresses
-PATIENCE = 8  # so many more misses than hits, and inputs are copied instead of being read where they lie
+MOST_EXECUTABLES = 16  # of a program; each belongs to one frame and to inputs at certain addresses
+MOST_COPIES = 64  # launches of copies that are kept
+MOST_PLACES = 5  # an input that was at more places, with less than so many hits in between, is copied
+STEADY = 32
+PATIENCE = 16  # so many more misses than hits, and inputs are copied instead of being read where they lie
 PIECE_BYTES = 256  # results of a frame begin at multiples of this
 
 
@@ -85,36 +90,50 @@ def _here(node: Node) -> Node:
 
 # programs ---------------------------------------------------------------------------------------------------------
 class DeviceFrame:
-    """A set of result arrays. They are handed out as they are; counting references tells whether anybody has them."""
+    """A set of result arrays. They are handed out as they are; counting references tells whether anybody has them.
 
-    def __init__(self, memory: Memory, arrays: list[Any], keepers: list[Any]) -> None:
-        self.memory = memory  # buffer -> all of its memory, flat
-        self.arrays, self._keepers = arrays, keepers
-        self._pointers = [x.data for x in arrays]  # some views share nothing else with their array
-        self.settle()
+    memory  : buffer -> all of its memory, flat, by its address alone.
+    keeper  : what all arrays, and all views of them, hold on to.
+    handout : what the user gets around the arrays, if that is kept to be given again.
+    """
+
+    def __init__(self, number: int, memory: Memory, arrays: list[Any], keeper: Any) -> None:
+        self.number, self.memory, self.arrays, self._keepers = number, memory, arrays, [keeper]
+        self.pointers = [x.data for x in arrays]  # some views share nothing else with their array
+        self.handout: Handout | None = None
 
     def settle(self) -> None:
         """From now on, whoever holds a result is somebody else."""
-        self._counts = self._counted()
+        self._kept, self._counts = count_references(self._keepers), self._counted()
 
     def _counted(self) -> list[list[int]]:
-        return [count_references(self.arrays), count_references(self._pointers), count_references(self._keepers)]
+        return [count_references(self.arrays), count_references(self.pointers)]
 
     def is_free(self) -> bool:
-        """Whether nobody holds any of the arrays, or a view of one."""
+        """Whether nobody holds any of the arrays, or a view of one, or the handout around them."""
+        if count_references(self._keepers) != self._kept:
+            return False
+        if self.handout is not None:
+            if self.handout.is_free():
+                return self.handout.let_go()
+            if self.handout.is_intact():
+                return False
+            self.handout = None  # changed by somebody who had it; now the arrays alone count
         return self._counted() == self._counts
 
 
 class Executable:
     """A program's launches, bound to a frame and to inputs where they lie. From the second run on they are one graph.
 
-    slots : (number of an input, its place in the arena) for the inputs that are copied there before each run
+    slots : (number of an input, its place in the arena, for a single number what puts it there) for the inputs that
+            are copied there before each run
     """
 
     def __init__(
-        self, steps: list[Run], slots: list[tuple[int, Any]], capture: Callable[[list[Run]], Any] | None
+        self, steps: list[Run], slots: list[tuple[int, Any, Any]], capture: Callable[[list[Run]], Any] | None
     ) -> None:
         self.steps, self.slots, self._capture = steps, slots, capture
+        self.copied = frozenset([k for k, *_ in slots])
         self.graph: Any = None
         self._has_run = False
 
@@ -122,8 +141,7 @@ class Executable:
         """Launch."""
         if self.graph is None and self._has_run and self._capture is not None:
             self.graph = self._capture(self.steps)
-            if self.graph is None:
-                self._capture = None
+            self._capture = None
         if self.graph is not None:
             self.graph.launch()
             return
@@ -144,7 +162,9 @@ class DeviceProgram(Program):
         self._is_at_host = list(is_at_host)  # of each result, whether it goes to the host
         self._executables: dict[Any, Executable] = {}
         self._device_frames: list[DeviceFrame] = []
-        self._bound_count = self._hits = 0
+        self._bound_count = self._hits = self._hits_before = 0
+        self._copies: dict[Any, Callable[[], None]] = {}  # by targets, and where sources lie and how
+        self.move = backend.Mover()  # for single numbers among the results that the user keeps
         self.failures = 0  # captures that failed
         super().__init__(graph, plan, backend)
         self._own_buffers = self._buffers_of_results()
@@ -193,26 +213,63 @@ class DeviceProgram(Program):
         layout = self.plan.schedule.layout
         specs = layout.graph.specs
         sizes = [-(-max(specs[b].nbytes, 1) // PIECE_BYTES) * PIECE_BYTES for b in self._own_buffers]
-        block = self._backend.new_memory(sum(sizes)) if sizes else None
-        pieces = {b: self._backend.shared(block, sum(sizes[:k]), sizes[k]) for k, b in enumerate(self._own_buffers)}
-        memory = {b: piece.array((specs[b].size,), specs[b].dtype) for b, piece in pieces.items()}
+        starts = {b: sum(sizes[:k]) for k, b in enumerate(self._own_buffers)}
+        block = self._backend.new_memory(max(sum(sizes), 1))
+        whole = self._backend.shared(block, 0, sum(sizes))
+        memory = {
+            b: self._backend.at(int(block.data.ptr) + start, specs[b].size, specs[b].dtype)
+            for b, start in starts.items()
+        }
         arrays = []
         for y in layout.graph.outputs:
-            access = layout.access[y]
-            if access.buffer in pieces:
-                spec = specs[y]
-                arrays.append(pieces[access.buffer].array(spec.shape, spec.dtype, access.offset, access.strides))
-        return DeviceFrame(memory, arrays, [piece.keeper for piece in pieces.values()])
+            access, spec = layout.access[y], specs[y]
+            if access.buffer in starts:
+                offset = starts[access.buffer] // spec.dtype.itemsize + access.offset
+                arrays.append(whole.array(spec.shape, spec.dtype, offset, access.strides))
+        return DeviceFrame(len(self._device_frames), memory, arrays, whole.keeper)
 
     def _device_frame(self) -> DeviceFrame:
         """A frame that nobody looks at. The last one is never handed out: results are copied out of it."""
+        frame = self.free_frame()
+        if frame is not None:
+            return frame
+        return self._one_more_frame() if len(self._device_frames) <= MOST_FRAMES else self._device_frames[-1]
+
+    def free_frame(self, busy: Sequence[Any] = ()) -> DeviceFrame | None:
+        """One that may be handed out, if there is one; `busy` are handouts that somebody is known to have."""
         frames = self._device_frames
         for frame in frames[:MOST_FRAMES]:
+            handout = frame.handout
+            if handout is not None and (handout in busy or (len(frames) == 1 and handout.has_kept())):
+                continue  # to go on with two frames costs less than to move results out of one
             if frame.is_free():
                 return frame
-        if len(frames) <= MOST_FRAMES:
-            frames.append(self._new_device_frame())
-        return frames[-1]
+        return self._one_more_frame() if len(frames) < MOST_FRAMES else None
+
+    def _one_more_frame(self) -> DeviceFrame:
+        self._device_frames.append(self._new_device_frame())
+        self._device_frames[-1].settle()  # now that nothing of its making is left
+        return self._device_frames[-1]
+
+    # for those who give the same results again ------------------------------------------------------------------
+    @property
+    def has_own_results(self) -> bool:
+        """Whether all results lie in frames, and stay on the device."""
+        return all(y is None for y in self._in_arena) and not any(self._is_at_host)
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held while the program runs."""
+        return self._lock
+
+    @property
+    def binding_count(self) -> int:
+        """How many executables were made; those found before may be gone after another one was."""
+        return self._bound_count
+
+    def count_hit(self) -> None:
+        """An executable was used that is known from before."""
+        self._hits += 1
 
     @property
     def nbytes(self) -> int:
@@ -226,11 +283,12 @@ class DeviceProgram(Program):
     def _prepare_inputs(self) -> None:
         super()._prepare_inputs()
         layout = self.plan.schedule.layout
-        self._targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
+        self.targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
+        self._seen: list[set[int]] = [set() for _ in self.targets]  # where each of them was
         self._known: dict[int, tuple[Any, int]] = {}  # id -> (the array, weakly; its address)
         self._expected = []
         handed_on = {layout.access[y].buffer for y in layout.graph.outputs}  # if an input, it is copied
-        for k, _ in self._targets:
+        for k, _ in self.targets:
             spec, access = layout.graph.specs[layout.graph.inputs[k]], layout.access[layout.graph.inputs[k]]
             size = spec.dtype.itemsize
             is_whole = not access.offset and access.buffer == layout.graph.inputs[k] and access.buffer not in handed_on
@@ -238,24 +296,24 @@ class DeviceProgram(Program):
 
     def _addresses(self, arrays: Sequence[Any]) -> tuple[int, ...]:
         """Where each input lies; 0 for those that have to be copied."""
-        known, found = self._known, []
-        for (k, _), (shape, strides) in zip(self._targets, self._expected):
-            x = arrays[k]
-            entry = known.get(id(x))
-            if entry is None or entry[0]() is not x:
-                if len(known) > 1024:
-                    known.clear()
-                entry = known[id(x)] = weakref.ref(x), _address(x, shape, strides)
-            found.append(entry[1])
-        return tuple(found)
+        return tuple([self.address(j, arrays[k]) for j, (k, _) in enumerate(self.targets)])
+
+    def address(self, j: int, x: Any) -> int:
+        """The same for one of the inputs that matter."""
+        if type(x) is np.ndarray or len(self._seen[j]) > MOST_PLACES:
+            return 0
+        known = self._known
+        entry = known.get(id(x))
+        if entry is None or entry[0]() is not x:
+            if len(known) > 1024:
+                known.clear()
+            entry = known[id(x)] = weakref.ref(x), _address(x, *self._expected[j])
+        return entry[1]
 
     # running ----------------------------------------------------------------------------------------------------
     def _run(self, arrays: Sequence[Any]) -> list[Any]:
         frame = self._device_frame()
-        executable = self._executable(frame, arrays)
-        if executable.slots:
-            self._backend.copy_each([to for _, to in executable.slots], [arrays[k] for k, _ in executable.slots])
-        executable.run()
+        self.fill(self.executable(frame, arrays), arrays)
         own = iter(frame.arrays)
         results = [next(own) if y is None else y for y in self._in_arena]
         is_last = frame in self._device_frames[MOST_FRAMES:]
@@ -265,13 +323,50 @@ class DeviceProgram(Program):
             results = [next(copied) if out else y for y, out in zip(results, is_copied)]
         return [host(y) if at_host else y for y, at_host in zip(results, self._is_at_host)]
 
-    def _executable(self, frame: DeviceFrame, arrays: Sequence[Any]) -> Executable:
+    def fill(self, executable: Executable, arrays: Sequence[Any]) -> None:
+        """Copy in what is to be copied, and run. Of the arrays those that are copied must be there."""
+        copied = []
+        for k, target, put in executable.slots:
+            if put is not None and type(arrays[k]) is np.ndarray:
+                put(arrays[k].item())
+            else:
+                copied.append((target, arrays[k]))
+        if copied:
+            self._copy(*zip(*copied))
+        executable.run()
+
+    def _copy(self, targets: Sequence[Any], sources: Sequence[Any]) -> None:
+        """Copies into the arena; those from where some were copied before are one launch, that is kept."""
+        if any(type(x) is np.ndarray for x in sources):
+            self._backend.copy_each(targets, sources)
+            return
+        key = *map(id, targets), *[x.data.ptr for x in sources], *[x.strides for x in sources]
+        copies = self._copies.get(key)
+        if copies is None:
+            copies = self._backend.bind_copies(targets, sources)
+            if copies is None:
+                self._backend.copy_each(targets, sources)
+                return
+            if len(self._copies) >= MOST_COPIES:
+                self._copies.clear()
+            self._copies[key] = copies
+        copies()
+
+    def executable(self, frame: DeviceFrame, arrays: Sequence[Any]) -> Executable:
         """That of a frame and of inputs at these addresses."""
-        number = self._device_frames.index(frame)
-        addresses = self._addresses(arrays)
+        number, addresses = frame.number, self._addresses(arrays)
         found = self._executables.get((number, addresses))
         if found is not None:
             self._hits += 1
+            return found
+        if self._hits - self._hits_before > STEADY:  # what moves now has not moved all the time
+            self._seen = [seen if len(seen) > MOST_PLACES else set() for seen in self._seen]
+        self._hits_before = self._hits
+        for seen, address in zip(self._seen, addresses):
+            seen.add(address)
+        addresses = tuple([0 if len(seen) > MOST_PLACES else x for seen, x in zip(self._seen, addresses)])
+        found = self._executables.get((number, addresses))
+        if found is not None:
             return found
         if self._bound_count - self._hits > PATIENCE:
             addresses = (0,) * len(addresses)
@@ -282,23 +377,23 @@ class DeviceProgram(Program):
         while len(self._executables) >= MOST_EXECUTABLES:
             del self._executables[next(iter(self._executables))]
         found = self._executables[number, addresses] = self._newly_bound_to(frame, addresses)
-        frame.settle()
         return found
 
     def _newly_bound_to(self, frame: DeviceFrame, addresses: tuple[int, ...]) -> Executable:
         layout = self.plan.schedule.layout
         flat = {**self._flat, **frame.memory}
         slots = []
-        for (k, target), address in zip(self._targets, addresses):
+        for (k, target), address in zip(self.targets, addresses):
             if address:
                 spec = layout.graph.specs[layout.graph.inputs[k]]
                 flat[layout.graph.inputs[k]] = self._backend.at(address, spec.size, spec.dtype)
             else:
-                slots.append((k, target))
+                slots.append((k, target, self._backend.putter(target) if target.size == 1 else None))
         self._first = {}
         steps = [self._bound(k, flat) for k in range(len(self.plan.schedule.tasks))]
         is_captured = self._is_capturable and self._backend.is_graph_wanted()
-        return Executable(steps, slots, self._captured if is_captured else None)
+        captured = weakref.WeakMethod(self._captured)  # an executable does not hold its program: both are freed at once
+        return Executable(steps, slots, (lambda steps: captured()(steps)) if is_captured else None)  # type: ignore[misc]
 
     def _captured(self, steps: list[Run]) -> Any:
         """The launches of all steps as a graph; None, and once a warning, if they cannot be captured."""

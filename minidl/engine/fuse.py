@@ -123,6 +123,8 @@ def describe(work: Any) -> str:
         texts = [f"t{i} = {step.text.format(*step.args)}" for i, step in enumerate(work.steps) if step.text]
         texts += [f"{s.access.buffer} by {s.combine.format('', s.source).strip()}" for s in work.stores if s.combine]
         return f"loop {list(work.sizes)}: {'; '.join(texts)}"
-    if not isinstance(work, (Node, Contract)):  # loops side by side
+    if isinstance(work, (Node, Contract)):
+        return str(work.name if isinstance(work, Contract) else work.op.name)
+    if hasattr(work, "loops"):  # side by side
         return " | ".join(map(describe, work.loops))
-    return str(work.name if isinstance(work, Contract) else work.op.name)
+    return str(work)  # a contraction with slots

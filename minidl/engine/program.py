@@ -23,6 +23,7 @@ from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import memory_order
 from minidl.engine.loops import Loop
 from minidl.engine.plan import ALIGNMENT_BYTES, PhasedPlan, Plan
+from minidl.engine.slots import Fused
 
 Run = Callable[[], Any]
 Memory = dict[Id, np.ndarray]
@@ -135,6 +136,8 @@ class Program:
     def _newly_bound(self, work: Any, flat: Memory, before: Run | None) -> Run:
         if isinstance(work, Side):
             return self._backend.bind_side_by_side(work.loops, flat.__getitem__)
+        if isinstance(work, Fused):
+            return self._backend.bind_fused(work, flat.__getitem__)
         if isinstance(work, Loop):
             bind = getattr(before, "rebind", None) or functools.partial(self._backend.bind_loop, work)
             return bind(flat.__getitem__)

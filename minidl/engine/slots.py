@@ -22,23 +22,26 @@ from typing import Any
 from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.contraction import Contraction, Subscript
 from minidl.core.op import KERNEL, REDUCE
-from minidl.core.spec import Spec
+from minidl.core.spec import DOUBLE, SINGLE, Spec
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import Layout, contractions_of
 from minidl.engine.loops import joined, kept_stores, merged, refined, split, with_access
 from minidl.engine.passes import splice
 
-SUM = "({0} + {1})"
+SUM, COPY = "({0} + {1})", "{0}"
+SUMS = {(SUM, SINGLE.name), (SUM, DOUBLE.name)}
 MADE = Id(-1)  # the buffer that a load's loop "stores" its number in
 MOST_STEPS = 64  # of a loop in a slot
 MOST_ARRAYS = 40  # of a contraction and its slots
+MOST_LARGE = 2  # arrays that are read for an operand, element by element
 
-# What things cost, in nanoseconds: rough numbers of a large GPU, to weigh a kernel against work done several times.
-LAUNCH = 3500.0  # a kernel that others wait for: the gap before it, its beginning and its end
-MEMORY = 2500.0  # bytes that go to memory and back
+# Rough numbers of a large GPU, to weigh a kernel against work that is done several times.
+LAUNCH = 3500.0  # nanoseconds for a kernel that others wait for: the gap before it, its beginning and its end
+MEMORY = 2500.0  # bytes of memory read or written in a nanosecond
 CACHE = 10000.0  # bytes read again from a cache
 WORK = 20000.0  # operations
+SECTOR = 32  # bytes that come together
 COSTLY = re.compile(r"/|\b(?!(?:where|maximum|minimum|fmax|fmin|fabs|cast)\()[a-z_]\w*\(")  # more than one operation
 SIDE = 64  # rows or columns of a contraction's tile, about: so many share what is read
 
@@ -75,7 +78,7 @@ class Fused:
     @property
     def y(self) -> Id:
         """The buffer of the sums of products, whether it is stored or not."""
-        return self.places[0].access.buffer  # type: ignore[no-any-return]
+        return self.places[0].access.buffer
 
     @property
     def sums(self) -> set[Id]:
@@ -125,7 +128,7 @@ def slotted(schedule: Schedule, objection: Objection) -> Schedule:
     """The schedule with loops in the slots of contractions, wherever that saves time and the backend can do it."""
     layout = schedule.layout
     outputs = {layout.access[y].buffer for y in layout.graph.outputs}
-    tasks = _trimmed(_with_tails(list(schedule.tasks), layout, objection), outputs)
+    tasks = _trimmed(_with_tails(_sooner(schedule.tasks), layout, objection), outputs)
     tasks = _trimmed(_with_loads(tasks, layout, outputs, objection), outputs)
     return Schedule(layout, tasks)
 
@@ -201,9 +204,9 @@ def _over(loop: Loop, access: Access, place: Place) -> tuple[Parts, Loop] | None
     sizes = tuple([1 if i < 0 else finer[i] for i in order])
     done = with_access(finest, sizes, lambda s: tuple([0 if i < 0 else s[i] for i in order]))
     wanted = Access(place.access.buffer, place.access.offset, _split_strides(place, parts))
-    places = {s.access for s in (*done.steps, *done.stores) if s.access is not None}
-    mine = {a for a in places if a.buffer == access.buffer}
-    return (tuple(parts), done) if mine == {wanted} else None
+    loaded = {s.access for s in done.steps if s.access is not None and s.access.buffer == access.buffer}
+    stored = {s.access for s in done.stores if s.access.buffer == access.buffer}
+    return (tuple(parts), done) if loaded | stored == {wanted} else None
 
 
 def _split_strides(place: Place, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -310,6 +313,28 @@ def _parts_of(nest: Contraction, subscript: Subscript, sizes: tuple[int, ...]) -
     return found
 
 
+# sums that need not wait ------------------------------------------------------------------------------------------
+def _sooner(tasks: Sequence[Task]) -> list[Task]:
+    """Sums of a loop join the one that makes what they are taken of, if the rest of their loop waits for more."""
+    tasks = list(tasks)
+    for k, task in enumerate(tasks):
+        if not isinstance(task.work, Loop) or len(task.work.stores) < 2:
+            continue
+        for x in [s.access.buffer for s in task.work.stores if s.combine]:
+            rest = tasks[k].work
+            assert isinstance(rest, Loop)
+            part = kept_stores(rest, {x})
+            i = max([i for i in range(k) if not part.reads.isdisjoint(tasks[i].writes)], default=None)
+            if len(rest.stores) < 2 or i is None:
+                continue
+            before = tasks[i].work
+            both = joined(before, part) if isinstance(before, Loop) else None
+            if both is not None and array_count(both) <= MOST_ARRAYS:
+                tasks[i] = _task(both)
+                tasks[k] = _task(merged(kept_stores(rest, set(rest.writes) - {x})))
+    return tasks
+
+
 # tails and ends ---------------------------------------------------------------------------------------------------
 def _with_tails(tasks: list[Task], layout: Layout, objection: Objection) -> list[Task]:
     """Loops after contractions in their tails and ends, each where everything that it reads is there."""
@@ -320,13 +345,16 @@ def _with_tails(tasks: list[Task], layout: Layout, objection: Objection) -> list
             for c in range(k - 1, -1, -1):
                 if loop.reads.isdisjoint(tasks[c].writes):
                     continue
-                fused = fused_of(layout, tasks[c])
-                at = _moment(tasks, c, k)
-                found = _absorbed(fused, loop, objection) if fused and at is not None else None
-                if found is not None and at is not None:
-                    tasks.insert(at + 1, _task(found))
-                    del tasks[k + 1], tasks[c]
-                    k -= 1
+                fused, at = fused_of(layout, tasks[c]), _moment(tasks, c, k)
+                if fused is None or at is None:
+                    continue
+                found = _absorbed(fused, loop, objection)
+                if found is not None:
+                    fused, rest = found
+                    tasks[k : k + 1] = [] if rest is None else [_task(rest)]
+                    tasks.insert(at + 1, _task(fused))
+                    del tasks[c]
+                    k -= rest is None
                     break
         k += 1
     return tasks
@@ -339,22 +367,47 @@ def _moment(tasks: list[Task], c: int, k: int) -> int | None:
     return at if is_free else None
 
 
-def _absorbed(fused: Fused, loop: Loop, objection: Objection) -> Fused | None:
-    """The contraction with a loop in its tail or its end."""
-    for found in (_with_tail(fused, loop), _with_end(fused, loop)):
-        if found is not None and _fits(found) and not objection(found):
-            return dataclasses.replace(found, where=list(dict.fromkeys([*found.where, *loop.where])))
+def _absorbed(fused: Fused, loop: Loop, objection: Objection) -> tuple[Fused, Loop | None] | None:
+    """The contraction with a loop in its tail or its end, and what of the loop has no place there."""
+    wholes = {s.access.buffer for s in loop.stores if not s.combine}
+    columns = {s.access.buffer for s in loop.stores if any(s.access.strides)}
+    for some in dict.fromkeys(frozenset(x) for x in (loop.writes, columns, wholes) if x):
+        part, rest = _parted(loop, some)
+        for found in (_with_tail(fused, part), _with_end(fused, part)):
+            if found is not None and _fits(found) and not objection(found):
+                where = list(dict.fromkeys([*found.where, *loop.where]))
+                return dataclasses.replace(found, where=where), rest
     return None
+
+
+def _parted(loop: Loop, some: frozenset[Id]) -> tuple[Loop, Loop | None]:
+    """The loop as two: one that makes some of its results, and one that makes the others, reading these."""
+    others = set(loop.writes) - some
+    if not others:
+        return loop, None
+    steps = list(loop.steps)
+    for s in loop.stores:
+        step = steps[s.source]
+        if s.access.buffer in some and not s.combine and step.access is None and step.dtype == s.dtype:
+            steps[s.source] = Step("", (), s.dtype, access=s.access)
+    return kept_stores(loop, set(some)), kept_stores(dataclasses.replace(loop, steps=steps), others)
 
 
 def _fits(fused: Fused) -> bool:
     loops = [loop for loop in (*fused.loads, fused.tail, fused.end) if loop is not None]
-    return all(len(x.steps) <= MOST_STEPS for x in loops) and sum(map(array_count, loops)) <= MOST_ARRAYS
+    is_small = all(len(x.steps) <= MOST_STEPS for x in loops) and sum(map(array_count, loops)) <= MOST_ARRAYS
+    return is_small and all(load is None or len(_large(load)) <= MOST_LARGE for load in fused.loads)
+
+
+def _large(loop: Loop) -> set[Access]:
+    """What a loop loads for each iteration anew."""
+    found = {s.access for s in loop.steps if s.access is not None}
+    return {a for a in found if all(s for s, n in zip(a.strides, loop.sizes) if n != 1)}
 
 
 def _with_tail(fused: Fused, loop: Loop) -> Fused | None:
     later = {*fused.sums, *(fused.end.writes if fused.end else [])}
-    if any(s.combine not in ("", SUM) for s in loop.stores) or later & loop.reads:
+    if later & loop.reads or any(s.combine and (s.combine, s.dtype) not in SUMS for s in loop.stores):
         return None
     y = fused.places[0]
     places = {fused.y: y}
@@ -437,7 +490,7 @@ def _with_loads(tasks: list[Task], layout: Layout, outputs: set[Id], objection: 
             chain = kept_stores(maker, {x})
             if chain.stores[0].combine or not all(chain.stores[0].access.strides):
                 continue
-            changed = _with_chain_in_each(works, chain, x, objection)
+            changed = _with_chain_in_each(works, chain, x, len(maker.stores) == 1, objection)
             if changed is None:
                 continue
             for k, work in zip(readers, changed):
@@ -446,35 +499,48 @@ def _with_loads(tasks: list[Task], layout: Layout, outputs: set[Id], objection: 
     return [task for task in tasks if task.writes]
 
 
-def _with_chain_in_each(works: list[Any], chain: Loop, x: Id, objection: Objection) -> list[Any] | None:
-    """All readers of x with what makes it; None if one cannot have that, or if it would cost more than it saves."""
-    itemsize = _itemsize(chain.stores[0].dtype)
-    elements = math.prod(chain.sizes)
-    larges = sum(s.access is not None and all(s.access.strides) for s in chain.steps)
-    saved = LAUNCH + elements * itemsize * (1 + larges) / MEMORY
-    cost, found = 0.0, []
+def _with_chain_in_each(
+    works: list[Any], chain: Loop, x: Id, is_gone: bool, objection: Objection
+) -> list[Any] | None:
+    """All readers of x with what makes it; None if one cannot have that, or if it would cost more than it saves.
+
+    is_gone : whether the loop that makes x makes nothing else; if it does, at least nobody waits for it any more
+    """
+    larges, nbytes = len(_large(chain)), math.prod(chain.sizes) * _itemsize(chain.stores[0].dtype)
+    if larges > MOST_LARGE:
+        return None
+    saved = LAUNCH + nbytes * (1 + larges * is_gone) / MEMORY
+    if sum(_cost(work, chain, x) for work in works) > saved:
+        return None
+    found: list[Any] = []
     for work in works:
-        if isinstance(work, Fused):
-            for k in (1, 2):
-                if work.places[k].access.buffer == x or (work.loads[k - 1] and x in work.loads[k - 1].reads):  # type: ignore[union-attr]
-                    cost += _load_cost(work, k, chain, elements)
-        elif isinstance(work, Loop):
-            cost += _work_cost(chain, elements, elements)
+        if isinstance(work, Loop):
+            loop = _loop_with_chain(work, chain, x)
+            if loop is None or array_count(loop) > MOST_ARRAYS:
+                return None
+            found.append(loop)
+        elif isinstance(work, Fused):
+            fused = _with_chain(work, chain, x)
+            if fused is None or not _fits(fused) or objection(fused):
+                return None
+            found.append(dataclasses.replace(fused, where=list(dict.fromkeys([*chain.where, *fused.where]))))
         else:
             return None
-        if cost > saved:
+        if x in found[-1].reads:
             return None
-        made: Any = _loop_with_chain(work, chain, x) if isinstance(work, Loop) else _with_chain(work, chain, x)
-        if made is None or x in made.reads:
-            return None
-        if isinstance(made, Fused):
-            if not _fits(made) or objection(made):
-                return None
-            made = dataclasses.replace(made, where=list(dict.fromkeys([*chain.where, *made.where])))
-        elif array_count(made) > MOST_ARRAYS:
-            return None
-        found.append(made)
     return found
+
+
+def _cost(work: Any, chain: Loop, x: Id) -> float:
+    """What it costs a reader of x to make it itself, in nanoseconds."""
+    elements = math.prod(chain.sizes)
+    if not isinstance(work, Fused):
+        return _work_cost(chain, elements, elements)
+    cost = _work_cost(chain, elements, elements) if work.tail and x in work.tail.reads else 0.0
+    for k, load in enumerate(work.loads):
+        if x == work.places[k + 1].access.buffer or (load and x in load.reads):
+            cost += _load_cost(work, k + 1, chain, elements)
+    return cost
 
 
 def _itemsize(dtype: str) -> int:
@@ -496,18 +562,13 @@ def _load_cost(fused: Fused, k: int, chain: Loop, elements: int) -> float:
 
 def _work_cost(chain: Loop, loads: int, elements: int) -> float:
     """What a chain costs, so many times, more than a number that is read."""
-    operations, extra = 0, -_itemsize(chain.stores[0].dtype)
-    for step in chain.steps:
-        operations += 16 if COSTLY.search(step.text) else 1
-        if step.access is not None and all(step.access.strides):
-            extra += _itemsize(step.dtype)
-    fastest = min([s for s in chain.stores[0].access.strides], default=1)
-    at = chain.stores[0].access.strides.index(fastest) if chain.sizes else 0
-    larges = [s.access for s in chain.steps if s.access is not None and all(s.access.strides)]
-    is_beside = not chain.sizes or all(a.strides[at] == fastest for a in larges)
-    bytes_more = max(extra, 0) if is_beside else 8 * (extra + _itemsize(chain.stores[0].dtype))
-    reach = min(max(extra, 0), 64) * min(loads, elements) / MEMORY  # the first time it comes from memory
-    return reach + loads * bytes_more / CACHE + loads * operations / WORK
+    made, larges = chain.stores[0], _large(chain)
+    operations = sum(16 if COSTLY.search(step.text) else 1 for step in chain.steps)
+    extra = max(0, (len(larges) - 1) * _itemsize(made.dtype))
+    fastest = min(range(len(chain.sizes)), key=lambda i: made.access.strides[i], default=-1)
+    if fastest >= 0 and any(abs(a.strides[fastest]) > made.access.strides[fastest] for a in larges):
+        extra += SECTOR  # neighbours of the operand are no neighbours there
+    return elements * extra / MEMORY + loads * (extra / CACHE + operations / WORK)
 
 
 def _loop_with_chain(loop: Loop, chain: Loop, x: Id) -> Loop | None:
@@ -575,9 +636,16 @@ def _made_by(fused: Fused, k: int, loop: Loop, chain: Loop, x: Id) -> Fused | No
         return None
     places, loads = list(finer.places), list(finer.loads)
     places[k] = Place(both.sizes, main)
-    is_read_alone = len(both.steps) == 1
-    loads[k - 1] = None if is_read_alone else both
+    loads[k - 1] = None if _is_copy(both) else both
     return dataclasses.replace(finer, places=(places[0], places[1], places[2]), loads=(loads[0], loads[1]))
+
+
+def _is_copy(load: Loop) -> bool:
+    """Whether a load changes nothing: the operand only lies elsewhere."""
+    step = load.steps[load.stores[0].source]
+    while step.text == COPY and load.steps[step.args[0]].dtype == step.dtype:
+        step = load.steps[step.args[0]]
+    return step.access is not None
 
 
 def _main(load: Loop, dtype: str) -> Access | None:

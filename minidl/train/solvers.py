@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from minidl import backends
 from minidl.core.apply import apply_each
 from minidl.core.device import is_on_gpu
 from minidl.core.dlarray import DLArray, adopted, check_data, kept_data
@@ -26,6 +27,7 @@ from minidl.core.tree import LEAF, builder, flatten, matching, paths, unflatten
 from minidl.ops.create import full
 from minidl.ops.elementwise import expm1, sqrt, square
 from minidl.ops.views import cast, on, view_as
+from minidl.train import steps
 
 Tree: TypeAlias = Any  # struct, dict, list, tuple or dataclass of arrays, nested as deep as you like; or one array
 
@@ -97,16 +99,21 @@ def adamupdate(
     [0.5] [0.2] [0.004]
     """
     who = "adamupdate"
+    trees, numbers = (params, grad, averageGrad, averageSqGrad), (gradDecay, sqGradDecay, epsilon)
+    if type(iteration) is int and iteration > 0:
+        met = _met_before(adam, trees, learnRate, numbers)
+        step = met and steps.again(met, trees, _adam_rate(learnRate, gradDecay, sqGradDecay, iteration))
+        if step is not None:
+            return step
     rate = _rate(who, learnRate)
     gradDecay = _decay(who, "gradDecay", gradDecay)
     sqGradDecay = _decay(who, "sqGradDecay", sqGradDecay)
     epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
     t = _iteration(who, iteration)
     columns, put = _columns(who, params, grad=grad, averageGrad=averageGrad, averageSqGrad=averageSqGrad)
-    root = sqrt if isinstance(t, DLArray) else math.sqrt
-    rate = rate * (root(_correction(sqGradDecay, t)) / _correction(gradDecay, t))
+    rate = _adam_rate(rate, gradDecay, sqGradDecay, t)
     constants = (gradDecay, 1 - gradDecay, sqGradDecay, 1 - sqGradDecay, epsilon)
-    return put(apply_each(adam, (*columns, _per_type(rate, columns[0]), *constants)))
+    return _stepped(adam, trees, columns, put, rate, numbers, constants)
 
 
 @options
@@ -136,10 +143,15 @@ def sgdmupdate(
     [-0.45] [-0.95]
     """
     who = "sgdmupdate"
+    trees, numbers = (params, grad, vel), (momentum,)
+    met = _met_before(sgdm, trees, learnRate, numbers)
+    step = met and steps.again(met, trees, float(learnRate))
+    if step is not None:
+        return step
     rate = _rate(who, learnRate)
     momentum = _decay(who, "momentum", momentum)
     columns, put = _columns(who, params, grad=grad, vel=vel)
-    return put(apply_each(sgdm, (*columns, _per_type(rate, columns[0]), momentum)))
+    return _stepped(sgdm, trees, columns, put, rate, numbers, (momentum,))
 
 
 @options
@@ -174,12 +186,17 @@ def rmspropupdate(
     [0.] [1.]
     """
     who = "rmspropupdate"
+    trees, numbers = (params, grad, averageSqGrad), (sqGradDecay, epsilon)
+    met = _met_before(rmsprop, trees, learnRate, numbers)
+    step = met and steps.again(met, trees, float(learnRate))
+    if step is not None:
+        return step
     rate = _rate(who, learnRate)
     sqGradDecay = _decay(who, "sqGradDecay", sqGradDecay)
     epsilon = number(who, "epsilon", epsilon, "a number > 0", lambda x: x > 0)
     columns, put = _columns(who, params, grad=grad, averageSqGrad=averageSqGrad)
     constants = (sqGradDecay, 1 - sqGradDecay, epsilon)
-    return put(apply_each(rmsprop, (*columns, _per_type(rate, columns[0]), *constants)))
+    return _stepped(rmsprop, trees, columns, put, rate, numbers, constants)
 
 
 @options
@@ -222,8 +239,47 @@ def dlupdate(fun: Callable[..., Any], A1: Tree, *A: Tree, nargout: int = 1) -> A
 # arguments ------------------------------------------------------------------------------------------------------
 
 
-def _columns(who: str, params: Tree, **others: Tree) -> tuple[list[list[DLArray]], Callable[..., tuple[Tree, ...]]]:
-    """(the arrays of parameters, gradients and state, a list each; the function that puts results back into trees)."""
+def _met_before(op: Any, trees: tuple[Tree, ...], rate: Any, numbers: tuple[Any, ...]) -> Any:
+    """What is known of the arguments of a step on a GPU, if they were met before; otherwise None."""
+    if not backends.has_used_gpu() or type(rate) is not float or rate < 0 or not _FLOAT.issuperset(map(type, numbers)):
+        return None
+    return steps.met_before(op, trees, numbers)
+
+
+_FLOAT = {float}
+
+
+def _stepped(
+    op: Any, trees: tuple[Tree, ...], columns: list[list[DLArray]], put: _Put, rate: Any, numbers: tuple[Any, ...],
+    constants: tuple[Any, ...],
+) -> tuple[Tree, ...]:  # fmt: skip
+    """The results of a solver's op, in trees."""
+    if type(rate) is float and columns[0] and columns[0][0].device == "gpu" and not put.has_plain:
+        form = put.structure, put.build
+        found: tuple[Tree, ...] | None = steps.first(op, trees, columns, *form, rate, numbers, constants)
+        if found is not None:
+            return found
+    return put(apply_each(op, (*columns, _per_type(rate, columns[0]), *constants)))
+
+
+class _Put:
+    """Puts results back into trees like the parameters: a list of arrays for each tree."""
+
+    def __init__(self, form: _Form, leaves: list[Any], is_plain: list[bool]) -> None:
+        self.structure, self.build, self._leaves, self._is_plain = form.structure, form.build, leaves, is_plain
+        self.has_plain = True in is_plain
+
+    def __call__(self, results: list[list[Any]]) -> tuple[Tree, ...]:
+        if self.has_plain:
+            results = [
+                [_unwrap(y, leaf) if plain else y for y, plain, leaf in zip(column, self._is_plain, self._leaves)]
+                for column in results
+            ]
+        return tuple(map(self.build, results))
+
+
+def _columns(who: str, params: Tree, **others: Tree) -> tuple[list[list[DLArray]], _Put]:
+    """(the arrays of parameters, gradients and state, a list each; what puts results back into trees)."""
     leaves, form = _read(params)
     arrays = [leaf if isinstance(leaf, DLArray) else _wrap(who, leaf) for leaf in leaves]
     is_plain = [not isinstance(leaf, DLArray) for leaf in leaves]
@@ -242,16 +298,7 @@ def _columns(who: str, params: Tree, **others: Tree) -> tuple[list[list[DLArray]
     if None in columns:
         zeros = [_zeros_like(p) for p in arrays]
         columns = [zeros if column is None else column for column in columns]
-
-    def put(results: list[list[Any]]) -> tuple[Tree, ...]:
-        if True in is_plain:
-            results = [
-                [_unwrap(y, leaf) if plain else y for y, plain, leaf in zip(column, is_plain, leaves)]
-                for column in results
-            ]
-        return tuple(map(form.build, results))
-
-    return columns, put
+    return columns, _Put(form, leaves, is_plain)
 
 
 def _matched(
@@ -402,6 +449,12 @@ def _iteration(who: str, x: Any) -> float | DLArray:
         return _scalar(who, "iteration", x)
     expected = "a positive whole number (1 for the first step) or a scalar dlarray"
     return number(who, "iteration", x, expected, lambda x: x >= 1 and x == int(x))
+
+
+def _adam_rate(rate: Any, gradDecay: float, sqGradDecay: float, t: Any) -> Any:
+    """The rate, with the corrections of the averages' beginning at zero."""
+    root = sqrt if isinstance(t, DLArray) else math.sqrt
+    return rate * (root(_correction(sqGradDecay, t)) / _correction(gradDecay, t))
 
 
 def _correction(decay: float, t: Any) -> Any:

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ HERE = Path(__file__).parent
 CACHE = Path(tempfile.gettempdir()) / f"minidl-cusim-{os.getuid()}"
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared"]
 SANITIZERS = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+MOST_BYTES = 256 << 20  # of compiled kernels that are kept
 POISON = 0xFF  # as bytes of float or double it is NaN, as int64 -1
 
 
@@ -284,6 +286,19 @@ def _compiled(name: str, text: str | None, flags: list[str]) -> Path:
     return path
 
 
+def _trim() -> None:
+    """Keep the cache below MOST_BYTES: what is oldest goes, but nothing of the last hour, which others may be using."""
+    found = sorted((about.st_mtime, about.st_size, entry.path)
+                   for entry in (os.scandir(CACHE) if CACHE.exists() else ())
+                   if entry.is_file() and (about := entry.stat()))  # fmt: skip
+    total = sum(size for _, size, _ in found)
+    for moment, size, path in found:
+        if total <= MOST_BYTES or moment > time.time() - 3600:
+            break
+        Path(path).unlink(missing_ok=True)
+        total -= size
+
+
 def _flags() -> list[str]:
     return SANITIZERS if os.environ.get("CUSIM_SANITIZE") else []
 
@@ -294,6 +309,7 @@ _runtime: Any = None
 def _library() -> Any:
     global _runtime
     if _runtime is None:
+        _trim()
         _runtime = ctypes.CDLL(str(_compiled("cusim", None, _flags())), mode=ctypes.RTLD_GLOBAL)
     return _runtime
 

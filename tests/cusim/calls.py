@@ -241,16 +241,21 @@ def of_rooms() -> Iterator[SampleCall | KernelCall]:
             yield from variants(OPS[name], inputs, params)
     for dtype, setting in [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")]:
         yield _statistics(dtype, setting)
+        yield _sums((3000, 9, 50), dtype, setting)
+        yield _sums((40, 1500, 50), dtype, setting)
+
+
+def _product(m: int, k: int, n: int, dtype: str) -> tuple[Any, tuple[Any, ...]]:
+    """(the nest of a matrix product, its operands and a number for each column)."""
+    r = np.random.default_rng(5)
+    inputs = tuple([r.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n), (n,))])
+    y, a, b = [tuple([contraction.index(i) for i in axes]) for axes in ((0, 1), (0, 2), (2, 1))]
+    return contraction.Contraction((m, n, k), y, a, b), inputs
 
 
 def _statistics(dtype: str, setting: str) -> KernelCall:
     """A product with mean and variance of its columns, as fused programs want them."""
-    r = np.random.default_rng(5)
-    inputs = tuple([r.standard_normal(shape).astype(dtype) for shape in ((3000, 9), (9, 20), (20,))])
-    nest = contraction.Contraction(
-        (3000, 20, 9), (contraction.index(0), contraction.index(1)), (contraction.index(0), contraction.index(2)),
-        (contraction.index(2), contraction.index(1)),
-    )  # fmt: skip
+    nest, inputs = _product(3000, 9, 20, dtype)
     bias = contract.Change("x + bias", (contract.Read("bias", 0, (0, 1)),))
     slots = contract.Slots(y=bias, types=(dtype,), statistics=True)
 
@@ -263,6 +268,24 @@ def _statistics(dtype: str, setting: str) -> KernelCall:
         return [y, mean, var]
 
     return KernelCall("contract with statistics", inputs, work, setting)
+
+
+def _sums(sizes: tuple[int, int, int], dtype: str, setting: str) -> KernelCall:
+    """A product with two sums of each column, in one pass or after its slices are added."""
+    (m, _, n), (nest, inputs) = sizes, _product(*sizes, dtype)
+    bias = contract.Change("x + bias", (contract.Read("bias", 0, (0, 1)),))
+    sums = (contract.Summed("y", 1, (0, 1)), contract.Summed("(double)y * y", 2, (0, 1)))
+    slots = contract.Slots(y=bias, sums=sums, kept=(1,), types=(dtype, "float64", "float64"))
+
+    def work(library: Any, a: Any, b: Any, level: Any) -> list[Any]:
+        y, total, squares = library.empty((m, n), dtype), library.empty(n, "float64"), library.empty(n, "float64")
+        layouts = [contract.layout_of(x) for x in (y, a, b)]
+        plan = contract.plan((nest,), *layouts, dtype=dtype, precision=setting, slots=slots)
+        scratch = tuple([library.empty(*each) for each in plan.scratch])
+        plan.run(y, a, b, (level, total, squares), scratch=scratch)
+        return [y, total, squares]
+
+    return KernelCall(f"contract {sizes} with sums", inputs, work, setting)
 
 
 # a training step -----------------------------------------------------------------------------------------------------

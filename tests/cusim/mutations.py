@@ -8,6 +8,7 @@ time-out are all ways of being noticed.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import os
 import re
@@ -79,10 +80,10 @@ def barriers(file: str, text: str) -> Iterator[Mutant]:
     return mutants(file, text, BARRIER, "")
 
 
-SHIFTS = [  # (what follows a thread's number, what becomes of it); for `% n == 0` any lane would do, and is left alone
+SHIFTS = [  # (what follows a thread's number, what becomes of it); left alone: `% n == 0`, where any lane would do
     (r" / (\w+)", r"(\g<0> + 1)"),
     (r"(?= % NUMBER / )", r"(\g<0> + 1)"),
-    (r"(?= % NUMBER(?! /| == 0))", r"(\g<0> & ~1u)"),  # a remainder would only be turned round
+    (r"(?= % NUMBER(?! /| == 0| < ))", r"(\g<0> & ~1u)"),  # a remainder would only be turned round
     (r"(?! [/%] )", r"(\g<0> + 1)"),
 ]
 
@@ -134,13 +135,17 @@ def results(call: Call, library: Any, order: int) -> list[np.ndarray]:
 
 
 def agree(found: list[np.ndarray], right: list[np.ndarray], tolerance: float | None = None) -> bool:
-    """Equal as far as tests of kernels ask for it: within rounding, relative to the largest number."""
+    """Equal as far as tests of kernels ask for it: within rounding, relative to the largest number.
+
+    tolerance : relative; None: that of the first result's type (sums of singles in double are as exact as these).
+    """
+    types = [y.dtype.name for y in right if y.dtype.kind == "f"]
+    near = tolerance or (TOLERANCES[types[0]] if types else 0)
     for a, b in zip(found, right, strict=True):
         if b.dtype.kind != "f":
             if not np.array_equal(a, b):
                 return False
             continue
-        near = tolerance or TOLERANCES[b.dtype.name]
         size = np.max(np.abs(b), where=np.isfinite(b), initial=0.0)
         if not np.allclose(a, b, rtol=near, atol=near * size, equal_nan=True):
             return False
@@ -186,6 +191,7 @@ class Samples:
 
     def _run(self, call: Call, mutant: Mutant) -> int:
         """In the process of the mutant."""
+        faulthandler.disable()  # a crash is no news
         signal.alarm(SECONDS)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -301,6 +303,16 @@ def test_a_text_that_is_no_cuda():
         kernel('extern "C" __global__ void k() { nonsense; }')
 
 
+def test_the_cache_of_kernels_is_bounded(monkeypatch, tmp_path):
+    monkeypatch.setattr(cusim, "CACHE", tmp_path)
+    monkeypatch.setattr(cusim, "MOST_BYTES", 250)
+    for i, age in enumerate([9000, 8000, 7000, 10]):
+        (tmp_path / f"{i}.so").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{i}.so", (time.time() - age,) * 2)
+    cusim._trim()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.so", "3.so"]
+
+
 def test_launches_are_counted():
     before = cusim.RawModule.launches.get("other", 0)
     kernel(PLAIN, "other")((1,), (1,), (cusim.empty(1, np.int64), cusim.empty(1), cusim.empty(1)))
@@ -478,8 +490,9 @@ def test_the_list_of_names_is_whole():
     """What stands in the shim for CuPy is what is compared with CuPy."""
     known = {name.split(".")[0] for name in NAMES}
     own = {
-        "POISON", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer", "limit_memory",
-        "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "UnownedMemory", "MemoryPointer",
+        "POISON", "MOST_BYTES", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer",
+        "limit_memory", "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "UnownedMemory",
+        "MemoryPointer",
     }  # fmt: skip
     there = {name for name, x in vars(cusim).items() if not name.startswith("_") and not inspect.ismodule(x)}
     elsewhere = {name for name in there if getattr(vars(cusim)[name], "__module__", "cusim") != "cusim"}

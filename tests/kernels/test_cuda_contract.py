@@ -434,14 +434,14 @@ def test_stores_and_sums(op, name, dtype, precision, device, random):
         types=(dtype, "bool", dtype, "bool", "float64", dtype, "float64", "float64", dtype),
     )  # fmt: skip
     found = []
-    for seed in device.orders():
+    for seed in device.orders():  # neighbours moved at once, or one by one
         device.set_order(seed)
         laid_out = device.empty(shape[::-1], dtype)
         others = [laid_out.transpose(*reversed(range(len(shape)))), device.empty(shape, bool)]
         others += [device.empty(shape, "float64"), device.empty((channels,), dtype)]
         others += [device.empty((2 * channels + 1,), "float64"), device.array(old), device.empty((channels,), dtype)]
         extras = (device.array(bias.astype(dtype)), device.array(gate), *others)
-        y, _ = run_plan(device, problem, slots, extras, precision)
+        y, _ = run_plan(device, problem, slots._replace(is_aligned=seed != 1), extras, precision)
         found.append([y, *(x.get() for x in others)])
     for results in found[1:]:
         assert all(np.array_equal(x, z, equal_nan=True) for x, z in zip(results, found[0]))
@@ -466,8 +466,19 @@ def test_stores_and_sums(op, name, dtype, precision, device, random):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("a, b", [((5, 7), (7, 3)), ((131, 67), (67, 101)), ((3, 300), (300, 40)), ((7, 3, 9, 20), (7, 3, 20, 18)),
-                                  ((17, 5003), (5003, 19)), ((4, 0), (0, 5)), ((0, 4), (4, 5)), ((2, 2000), (2000, 1))])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ((5, 7), (7, 3)),
+        ((131, 67), (67, 101)),
+        ((3, 300), (300, 40)),
+        ((7, 3, 9, 20), (7, 3, 20, 18)),
+        ((17, 5003), (5003, 19)),
+        ((4, 0), (0, 5)),
+        ((0, 4), (4, 5)),
+        ((2, 2000), (2000, 1)),
+    ],
+)
 def test_sums_of_products(a, b, turned, dtype, device, random):
     """What is kept may be the indices of a or those of b; pages are added up as well. y itself is not stored."""
     problem = Problem("matmul", (random.normal(size=a), random.normal(size=b)), {}, dtype)
@@ -481,13 +492,60 @@ def test_sums_of_products(a, b, turned, dtype, device, random):
     for seed in device.orders():
         device.set_order(seed)
         size = problem.shape[kept]
-        extras = (device.empty(problem.shape, dtype), device.empty((size,), "float32"), device.empty((size,), "float64"))
-        run_plan(device, problem, slots, extras)
+        extras = (
+            device.empty(problem.shape, dtype),
+            device.empty((size,), "float32"),
+            device.empty((size,), "float64"),
+        )
+        _, plan = run_plan(device, problem, slots, extras)
+        assert plan.slices > 1 or a[-1] < 1000
         y, total, squares = (x.get() for x in extras)
         axes = tuple(d for d in range(y.ndim) if d != kept)
         close(y, problem.expected(), TOLERANCE[dtype])
         close(total, y.sum(axes, dtype="float64"), 1e-6)
         close(squares, (y.astype("float64") ** 2).sum(axes), 1e-14)
+
+
+LOADED = ["1-D", "digits 2", "groups", "channel-wise", "kernel beyond the input", "3-D"]
+
+
+@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")])
+@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("op", FAMILY)
+def test_chains_of_both_operands(op, name, dtype, precision, device, random):
+    """Arrays like the operand, of its channels, of everything but these, numbers: zeros beyond bounds stay zeros."""
+    problem = convolution(op, name, dtype, random)
+    expected, reads, types, arrays = [], [], [], []
+    for x in problem.inputs:
+        pixels = random.normal(size=(1, *x.shape[1:-1], 1))
+        like, gate, channel = (
+            random.normal(size=x.shape),
+            random.normal(size=x.shape) > 0,
+            random.normal(size=x.shape[-1]),
+        )
+        number = random.normal(size=())
+        mine = [like.astype(dtype), gate, channel.astype("float64"), pixels.astype(dtype), number]
+        strides = [strides_of(v) for v in mine]
+        strides[2:] = (*(0,) * (x.ndim - 1), 1), (0, *strides[3][1:-1], 0), (0,) * x.ndim
+        names = "like", "gate", "channel", "pixel", "number"
+        reads.append(tuple([Read(n, len(arrays) + i, s) for i, (n, s) in enumerate(zip(names, strides))]))
+        arrays += mine
+        types += [dtype, "bool", "float64", dtype, "float64"]
+        expected.append(np.where(gate, (x.astype("float64") - like) * channel + pixels, number))
+    chain = "T t7 = (x - like) * (T)channel;", "t7 += pixel;"
+    changes = [Change("w_where(gate, t7, (T)number)", r, chain) for r in reads]
+    twice = Stored("x + (double)y", len(types), strides_of(np.empty(problem.shape)))
+    slots = Slots(*changes, types=(*types, "float64"), stores=(twice,))
+    extras = *(device.array(np.asarray(v)) for v in arrays), device.empty(problem.shape, "float64")
+    found = []
+    for seed in device.orders():
+        device.set_order(seed)
+        y, _ = run_plan(device, problem, slots._replace(is_aligned=seed != 1), extras, precision)
+        found.append(y)
+        assert np.array_equal(extras[-1].get(), 2.0 * y)
+    assert all(np.array_equal(x, found[0]) for x in found)
+    y = plain(problem.shape, *expected, problem.nests)
+    close(found[0], y, 2e-3 if precision == "tf32" else TOLERANCE[dtype])
 
 
 def test_sums_that_cannot_be(device, random):

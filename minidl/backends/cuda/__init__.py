@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import precision, reference
-from minidl.backends.cuda import detect, graph, loops, many
+from minidl.backends.cuda import detect, graph, loops, many, rows, slots
 from minidl.backends.cuda.detect import complaint as complaint
-from minidl.backends.cuda.memory import with_room
+from minidl.backends.cuda.memory import release_all, with_room
+from minidl.backends.cuda.memory import releasing as releasing
 from minidl.kernels.cuda import launch
 
 # op -> room in kernels/cuda; a kernel is called like its op and takes dense arrays
@@ -250,13 +251,17 @@ def is_capturable(op: Any) -> bool:
     return op.name not in LIBRARY
 
 
-copy_each, copies = many.copy_each, many.copies
+bind_fused, objection = slots.bind_fused, slots.objection
+copy_each, copies, putter, EachInPlace = many.copy_each, many.copies, many.putter, many.EachInPlace
+Mover, bind_copies = many.Mover, many.bind_copies
+bind_rows, free_bytes = rows.bind_rows, rows.free_bytes
 capture, is_graph_wanted, shared = graph.capture, graph.is_wanted, graph.Shared
 
 
 def forget() -> None:
     """Forget what is known of the GPU and everything that lies on it, as if nothing had been computed there yet."""
     detect.forget()
+    release_all()
     _plans.clear()
     loops.forget()
     many.forget()

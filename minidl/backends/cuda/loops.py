@@ -53,6 +53,21 @@ class Launches:
             for text, name, grid, threads, recipe in self._parts
         ]  # fmt: skip
 
+    def bound_but(self, words: list[Any], late: int) -> Callable[[float], None]:
+        """A function that launches them all, given the word of that number."""
+        calls = []
+        for (text, name, grid, threads, recipe), (*_, arguments) in zip(self._parts, self.bound(words)):
+            places = [k for k, (is_word, x, _) in enumerate(recipe) if is_word and x == late]
+            calls.append((launch.compiled(text, name), grid, threads, list(arguments), places))
+
+        def run(number: float) -> None:
+            for kernel, grid, threads, arguments, places in calls:
+                for k in places:
+                    arguments[k] = number
+                kernel(grid, threads, tuple(arguments))
+
+        return run
+
     def run(self, words: list[Any]) -> None:
         """Launch them all."""
         held = self.new_scratch() if self._scratch else ()
@@ -215,6 +230,15 @@ def _map_printed(
         for s, own in zip(loop.stores, strides)
     ]
     return Printed(_collapsed(Loop(sizes, steps, stores)), is_fixed=False)
+
+
+def bind_map(
+    op: Any, specs: Sequence[Any], arrays: Sequence[Any], made: Sequence[Any], late: int
+) -> Callable[[float], None]:
+    """A MAP op bound to its operands and results: a function of the operand `late`, a number."""
+    printed = _map_printed(op, specs, arrays, {}, [strides_of(y) for y in made])
+    words = [x.data.ptr if hasattr(x, "data") else float(x) for x in (*arrays, *made)]
+    return Launches(printed, range(len(words))).bound_but(words, late)
 
 
 def flat_loop(op: Any, specs: Sequence[Any], arrays: Sequence[Any], params: dict[str, Any]) -> Any:

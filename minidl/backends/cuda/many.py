@@ -5,19 +5,21 @@ A block has a chunk of one array; a table on the device tells where it begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minidl.backends.cuda.layouts import back_order, is_dense, memory_order
-from minidl.backends.cuda.loops import copy, flat_loop, run_map
+from minidl.backends.cuda.graph import Shared
+from minidl.backends.cuda.layouts import back_order, dense_strides, is_dense, memory_order
+from minidl.backends.cuda.loops import bind_map, copy, flat_loop, run_map
 from minidl.backends.cuda.printed import THREADS, ctype, expression, indented
 from minidl.kernels.cuda import launch
 
 CHUNK = 2048  # elements of a block
 ALIGNMENT = 64  # elements: each array of an arena begins at a multiple of 256 bytes
 MOST_TABLES = 32
+SPARE = 64  # numbers whose memory is allocated together
 _texts: dict[Any, tuple[str, list[int]]] = {}
 _tables: dict[bytes, Any] = {}
 
@@ -66,6 +68,82 @@ def _each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[
     numbers = [float(x) for x in first if isinstance(x, (bool, int, float))]
     launch.compiled(text, "each")(len(table), THREADS, (_table_of(table).data.ptr, *numbers))
     return made
+
+
+class EachInPlace:
+    """`run_each` for rows whose sizes, types and strides are known, into results that lie there already.
+
+    rows : (specs, arrays), numbers among the arrays; results have the memory order of the row's first array.
+    late : which operand, a number for all rows, is given at each launch.
+    """
+
+    def __init__(self, op: Any, rows: Sequence[tuple[Any, Any]], late: int) -> None:
+        self._op, self._late = op, late
+        self._specs = [specs for specs, _ in rows]
+        self._orders = [memory_order(arrays[0].shape, arrays[0].strides) for _, arrays in rows]
+        first = rows[0][1]
+        self._numbers = [float(x) for x in first if isinstance(x, (bool, int, float))]
+        self._late_number = sum(isinstance(x, (bool, int, float)) for x in first[:late])
+        self._texts = {arrays[0].dtype: _each_text(op, specs, arrays, {}) for specs, arrays in rows}
+
+    def new_results(self) -> tuple[list[list[Any]], Any]:
+        """(results, a list per row; what they and all views of them hold on to): all side by side in one piece."""
+        starts, nbytes = [], 0
+        for specs in self._specs:
+            for spec in specs:
+                starts.append(nbytes)
+                nbytes += -(-spec.nbytes // (4 * ALIGNMENT)) * 4 * ALIGNMENT
+        whole = Shared(launch.cupy().empty(max(nbytes, 1), np.uint8), 0, nbytes)
+        made, places = [], iter(starts)
+        for specs, order in zip(self._specs, self._orders):
+            dense = dense_strides(tuple([specs[0].shape[i] for i in order]))
+            back = back_order(order)
+            strides = dense if back is None else tuple([dense[i] for i in back])
+            made.append([whole.array(s.shape, s.dtype, next(places) // s.dtype.itemsize, strides) for s in specs])
+        return made, whole.keeper
+
+    def bound(self, arrays: Sequence[Sequence[Any]], made: Sequence[Sequence[Any]]) -> Callable[[float], None]:
+        """A function of the late number: the results of rows of arrays (and numbers), in as many launches as types."""
+        tables: dict[Any, list[list[int]]] = {}
+        calls: list[Callable[[float], None]] = []
+        for specs, row, results in zip(self._specs, arrays, made):
+            if not specs[0].size:
+                continue
+            there = [x for x in row if hasattr(x, "strides")]
+            if not is_dense(there) or any(_strides(x) != _strides(there[0]) for x in (*there, *results)):
+                calls.append(bind_map(self._op, specs, row, results, self._late))
+                continue
+            operands = self._texts[there[0].dtype][1]
+            pointers = [(int(x.data.ptr), x.itemsize) for x in (*[row[i] for i in operands], *results)]
+            tables.setdefault(there[0].dtype, []).extend(
+                [p + begin * width for p, width in pointers] + [min(CHUNK, specs[0].size - begin)]
+                for begin in range(0, specs[0].size, CHUNK)
+            )
+        for dtype, rows in tables.items():
+            calls.append(self._call(self._texts[dtype][0], launch.cupy().asarray(np.array(rows, np.int64))))
+        if len(calls) == 1:
+            return calls[0]
+
+        def run(number: float) -> None:
+            for call in calls:
+                call(number)
+
+        return run
+
+    def _call(self, text: str, table: Any) -> Callable[[float], None]:
+        kernel, grid, block = launch.compiled(text, "each"), (len(table),), (THREADS,)
+        arguments, place = [int(table.data.ptr), *self._numbers], 1 + self._late_number
+
+        def call(number: float, table: Any = table) -> None:  # it holds the table
+            arguments[place] = number
+            kernel(grid, block, tuple(arguments))
+
+        return call
+
+
+def _strides(x: Any) -> list[int]:
+    """Where its elements lie: strides, but for dimensions of size 1."""
+    return [stride for n, stride in zip(x.shape, x.strides) if n != 1]
 
 
 def _each_text(
@@ -130,6 +208,30 @@ def copy_each(targets: Sequence[Any], sources: Sequence[Any]) -> None:
         launch.compiled(text, "copy_each")(len(rows), THREADS, (_table_of(rows).data.ptr,))
 
 
+def bind_copies(targets: Sequence[Any], sources: Sequence[Any]) -> Callable[[], None] | None:
+    """`copy_each` as a function without arguments, while the arrays lie there; None if they do not lie alike."""
+    tables: dict[str, list[list[int]]] = {}
+    for target, source in zip(targets, sources):
+        if isinstance(source, np.ndarray) or target.dtype != source.dtype or not is_dense([target]):
+            return None
+        if _strides(target) != _strides(source):
+            return None
+        width, size, to, of = target.itemsize, target.size, int(target.data.ptr), int(source.data.ptr)
+        rows = tables.setdefault(ctype(target.dtype.name), [])
+        rows += [[of + k * width, to + k * width, min(CHUNK, size - k)] for k in range(0, size, CHUNK)]
+    calls = []
+    for c, rows in tables.items():
+        table = launch.cupy().asarray(np.array(rows, np.int64))
+        kernel = launch.compiled(launch.text_of("portable.h") + _COPY_EACH.replace("TYPE", c), "copy_each")
+        calls.append((kernel, (len(rows),), (int(table.data.ptr),), table))
+
+    def run() -> None:
+        for kernel, grid, arguments, _ in calls:
+            kernel(grid, (THREADS,), arguments)
+
+    return run
+
+
 _COPY_EACH = f"""
 // Many arrays copied. Grid: a block of {THREADS} per chunk of {CHUNK} elements, with a row of the table: addresses of
 // its source and its target, how many elements it has. No shared memory. Floor: twice the bytes of the arrays.
@@ -140,6 +242,50 @@ extern "C" __global__ void __launch_bounds__({THREADS}) copy_each(const i64 *__r
   int count = (int)row[2];
   for (int i = threadIdx.x; i < count; i += {THREADS}) target[i] = source[i];
 }}
+"""
+
+
+def putter(target: Any) -> Callable[[float], None]:
+    """A function of x: the one element of the target becomes x, which travels with the launch, so nothing waits."""
+    text = launch.text_of("portable.h") + _PUT_NUMBER.replace("TYPE", ctype(target.dtype.name))
+    kernel, address = launch.compiled(text, "put_number"), int(target.data.ptr)
+    return lambda x: kernel((1,), (1,), (address, float(x)))
+
+
+class Mover:
+    """Called with an array of one number, it gives a copy in memory of its own, by one launch and nothing else."""
+
+    def __init__(self) -> None:
+        self._spare: dict[Any, tuple[Any, list[tuple[Any, int]]]] = {}  # by type and shape: kernel, (array, address)
+
+    def __call__(self, x: Any) -> Any:
+        key = x.dtype, x.shape
+        kernel, spare = self._spare.get(key, (None, []))
+        if not spare:
+            kernel, spare = self._spare[key] = self._new(*key)
+        made, address = spare.pop()
+        kernel((1,), (1,), (address, x.data.ptr))
+        return made
+
+    def _new(self, dtype: Any, shape: tuple[int, ...]) -> tuple[Any, list[tuple[Any, int]]]:
+        text = launch.text_of("portable.h") + _MOVE_NUMBER.replace("TYPE", ctype(dtype.name))
+        kernel = launch.compiled(text, "move_number")
+        block = launch.cupy().empty(SPARE, dtype)
+        start = int(block.data.ptr)
+        return kernel, [(block[i : i + 1].reshape(shape), start + i * dtype.itemsize) for i in range(SPARE)]
+
+
+_MOVE_NUMBER = """
+// y[0] = x[0]. Grid: one thread. No shared memory. Floor: a launch.
+extern "C" __global__ void __launch_bounds__(1) move_number(TYPE *y, const TYPE *x) {
+  y[0] = x[0];
+}
+"""
+_PUT_NUMBER = """
+// y[0] = x. Grid: one thread. No shared memory. Floor: a launch.
+extern "C" __global__ void __launch_bounds__(1) put_number(TYPE *y, double x) {
+  y[0] = (TYPE)x;
+}
 """
 
 

@@ -10,6 +10,18 @@ from minidl.backends import NoRoom
 from minidl.kernels.cuda import launch
 
 T = TypeVar("T")
+_releasing: dict[Callable[[], None], None] = {}
+
+
+def releasing(release: Callable[[], None]) -> None:
+    """`release()` lets go of memory that is kept to be used again; it is called when there is not enough."""
+    _releasing[release] = None
+
+
+def release_all() -> None:
+    """Let go of all such memory."""
+    for release in list(_releasing):
+        release()
 
 
 def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
@@ -19,6 +31,7 @@ def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
         return work()
     except cupy.cuda.memory.OutOfMemoryError:
         pass
+    release_all()
     cupy.get_default_memory_pool().free_all_blocks()
     try:
         return work()

@@ -13,8 +13,6 @@ from minidl.kernels.cuda import contract, launch
 def objection(fused: Any) -> str:
     """Why the template cannot do what a contraction is to do besides; '' if it can."""
     spelt = Spelt(fused)
-    if spelt.slots.keeps_y and not fused.keeps_y and spelt.y.buffer is None:
-        return "nothing is stored"
     return contract.objection(
         fused.nests, *spelt.layouts(), dtype=fused.dtype, precision=precision.current(), slots=spelt.slots
     )
@@ -28,11 +26,10 @@ def bind_fused(fused: Any, flat: Callable[[Any], Any]) -> Callable[[], None]:
     for k, x in enumerate((y, a, b)):
         if x is not None:
             layouts[k] = layouts[k]._replace(is_aligned=x.data.ptr % contract.BASE_ALIGNMENT == 0)
-    plan = contract.plan(
-        fused.nests, *layouts, dtype=fused.dtype, precision=precision.current(), slots=spelt.slots
-    )
-    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
     extras = tuple([flat(buffer) for buffer in spelt.buffers])
+    slots = spelt.slots._replace(is_aligned=all(x.data.ptr % contract.BASE_ALIGNMENT == 0 for x in extras))
+    plan = contract.plan(fused.nests, *layouts, dtype=fused.dtype, precision=precision.current(), slots=slots)
+    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
     return lambda: plan.run(y, a, b, extras, scratch=scratch)
 
 
@@ -101,7 +98,7 @@ class Spelt:
         ])  # fmt: skip
 
     def _change(self, loop: Any, place: Any, source: int | None) -> contract.Change:
-        """The steps of a loop that begins with what lies at a place; without a source its result is the number itself."""
+        """The steps of a loop that begins with what lies at a place; without a source nothing becomes of that."""
         lines = []
         for i, step in enumerate(loop.steps):
             if step.access == place.access:
