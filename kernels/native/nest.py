@@ -1,8 +1,8 @@
 """Loops: one iteration space, scalars computed from loads, results stored or combined along dimensions.
 
 A loop (see minidl's backends.loop) has sizes, steps and stores. One dimension is a range [lo, hi) known when the code
-runs, all others are known now. Vectors run along the last dimension. What does not move along a loop is computed outside
-of it; what does not move along the vectors is computed once, as a scalar.
+runs, all others are known now. Vectors run along the last dimension. What does not move along a loop is computed
+outside of it; what does not move along the vectors is computed once, as a scalar.
 
 Reductions accumulate in registers, over the loops inside the last dimension that is kept: sums of single precision
 over the innermost loop, of at most BLOCK turns, in single, all others and all products in double. Where a dimension
