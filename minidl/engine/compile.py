@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minidl import backends
+from minidl.engine.blocks import depth, in_one_block, small_ones
 from minidl.engine.branches import side_by_side
 from minidl.engine.devices import DeviceProgram, goes_to_and_fro, is_elsewhere, on_one_device
 from minidl.engine.fuse import Schedule, calls, schedule
@@ -60,7 +61,11 @@ def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exac
     if is_exact:
         tasks = calls(choose_layout(one, input_orders, backend.needs_dense, backend.view))
     else:
-        one, tasks = _with_slots(one, input_orders, backend)
+        ways = [_with_slots(one, input_orders, backend)]
+        small = small_ones(one, lambda op: op.body is None)
+        if small:  # a few numbers: their loops may find a place in a block, or may not
+            ways.append(_with_slots(simplify(opened(one, small)[0]), input_orders, backend))
+        one, tasks = min(ways, key=lambda way: depth(way[1]))
         tasks = side_by_side(tasks)
     layout = tasks.layout
     is_at_host = [graph.specs[y].device == "cpu" for y in graph.outputs]
@@ -78,5 +83,5 @@ def _with_slots(graph: Graph, input_orders: Sequence[Sequence[int]], backend: An
         tasks = slotted(schedule(layout), backend.objection)
         found = riding(tasks, bodies)
         if found == chosen:
-            return open_graph, tasks
+            return open_graph, in_one_block(tasks)
         chosen = found

@@ -16,6 +16,7 @@ from minidl.backends.loop import Access
 from minidl.core.apply import compute
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
+from minidl.engine.blocks import Block
 from minidl.engine.branches import Side
 from minidl.engine.contract import Contract
 from minidl.engine.fuse import Task
@@ -134,6 +135,8 @@ class Program:
         return run
 
     def _newly_bound(self, work: Any, flat: Memory, before: Run | None) -> Run:
+        if isinstance(work, Block):
+            return self._backend.bind_block(work.loops, flat.__getitem__)
         if isinstance(work, Side):
             return self._backend.bind_side_by_side(work.loops, flat.__getitem__)
         if isinstance(work, Fused):

@@ -89,6 +89,11 @@ def bind_side_by_side(side: Any, flat: Callable[[Any], Any]) -> Callable[[], Any
     return loops.bind_side_by_side(side, flat)
 
 
+def bind_block(block: Any, flat: Callable[[Any], Any]) -> Callable[[], Any]:
+    """Several small loops as one launch of one block, one after the other."""
+    return loops.bind_block(block, flat)
+
+
 def bind_kernel(op: Any, outputs: list[Any], inputs: list[Any], params: dict[str, Any]) -> Callable[[], Any]:
     """The kernel of `op` as a function without arguments, bound to its arrays; scratch is made here, once."""
     if op.kind_name in ("map", "reduce"):

@@ -98,10 +98,18 @@ def bind_loop(loop: Any, flat: Callable[[Any], Any]) -> Callable[[], None]:
 
 def bind_side_by_side(loops: Sequence[Any], flat: Callable[[Any], Any]) -> Callable[[], None]:
     """`bind_loop` for loops that do not need each other: one launch."""
+    return _bound_together(Printed.side_by_side(loops), loops, flat)
+
+
+def bind_block(loops: Sequence[Any], flat: Callable[[Any], Any]) -> Callable[[], None]:
+    """`bind_loop` for small loops, one after the other: one launch of one block."""
+    return _bound_together(Printed.in_one_block(loops), loops, flat)
+
+
+def _bound_together(printed: Printed, loops: Sequence[Any], flat: Callable[[Any], Any]) -> Callable[[], None]:
     buffers = sorted({buffer for loop in loops for buffer in (*loop.reads, *loop.writes)})
     sizes = {buffer: flat(buffer).itemsize for buffer in buffers}
-    launches = Launches(Printed.side_by_side(loops).in_bytes(sizes), buffers)
-    return Bound(launches, [flat(buffer).data.ptr for buffer in buffers])
+    return Bound(Launches(printed.in_bytes(sizes), buffers), [flat(buffer).data.ptr for buffer in buffers])
 
 
 # plain calls ----------------------------------------------------------------------------------------------------

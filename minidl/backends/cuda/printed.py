@@ -26,6 +26,7 @@ from minidl.kernels.cuda import launch
 THREADS = 256
 UNROLL = 4  # iterations of a thread of `map`, from LARGE on
 LARGE = 1 << 18
+BLOCK_THREADS = 512  # of a kernel of one block
 BLOCKS = 512  # with fewer blocks than about this a GPU is not full
 
 _NUMBER = re.compile(r"(?<![\w{.])(\d+(?:\.\d+)?)(?![\w}.])")
@@ -64,12 +65,7 @@ class Printed:
         self._is_fixed = is_fixed
         self.scratch: list[tuple[int, np.dtype[Any]]] = []
         self.parts: list[Part] = []
-        reduced = {id(s): tuple([k for k, n in enumerate(s.access.strides) if n == 0]) for s in loop.stores}
-        plain = [s for s in loop.stores if not s.combine or not reduced[id(s)]]
-        groups: dict[tuple[int, ...], list[Any]] = {}
-        for store in loop.stores:
-            if store.combine and reduced[id(store)]:
-                groups.setdefault(reduced[id(store)], []).append(store)
+        plain, groups = _sorted_stores(loop)
         if not groups:
             self._map(loop, plain)
         for over, stores in groups.items():  # what is stored as it is goes with the first of them
@@ -111,6 +107,30 @@ extern "C" __global__ void __launch_bounds__({THREADS}) maps({parameters}) {{
 """
         made.parts = []
         made._add(text, "maps", (begin,), [a for body in bodies for a in body.arguments])
+        return made
+
+    @classmethod
+    def in_one_block(cls, loops: Sequence[Any]) -> Printed:
+        """Small loops as one kernel of one block, one after the other: a warp for each number that combines others."""
+        made = cls(Loop((0,), [], []), is_fixed=True)
+        bodies, lines = [], []
+        for k, loop in enumerate(loops):
+            plain, groups = _sorted_stores(loop)
+            for n, (over, stores) in enumerate(list(groups.items()) or [((), [])]):
+                body = _Body(loop, stores + plain, True, f"b{k}_{n}", is_shared=True)
+                lines += ["{", *indented(body.alone(over, stores, plain), 2).splitlines(), "}", "__syncthreads();"]
+                bodies.append(body)
+                plain = []
+        parameters = ", ".join(declared for body in bodies for declared in body.declared)
+        text = f"""
+// Small loops, one after the other. Grid: one block of {BLOCK_THREADS} threads; a thread per iteration, or a warp per
+// result. No shared memory: what a loop stores, the next one reads after a barrier. Floor: the barriers.
+extern "C" __global__ void __launch_bounds__({BLOCK_THREADS}) block({parameters}) {{
+{indented(lines[:-1], 2)}
+}}
+"""
+        made.parts = []
+        made._add(text, "block", (1,), [a for body in bodies for a in body.arguments], BLOCK_THREADS)
         return made
 
     def _map(self, loop: Any, stores: list[Any]) -> None:
@@ -223,6 +243,19 @@ extern "C" __global__ void __launch_bounds__({THREADS}) merge({body.parameters()
         self.parts.append(Part(launch.text_of("words.cuh") + text, name, grid, threads, list(arguments)))
 
 
+def _sorted_stores(loop: Any) -> tuple[list[Any], dict[tuple[int, ...], list[Any]]]:
+    """(stores as they are, those that combine: by the dimensions along which they do)."""
+    plain: list[Any] = []
+    groups: dict[tuple[int, ...], list[Any]] = {}
+    for store in loop.stores:
+        over = tuple([k for k, n in enumerate(store.access.strides) if n == 0])
+        if store.combine and over:
+            groups.setdefault(over, []).append(store)
+        else:
+            plain.append(store)
+    return plain, groups
+
+
 def shares(outputs: int, length: int, is_row: bool) -> tuple[int, int, int]:
     """(threads for each result, results of a block, slices): how a reduction is divided, from its sizes alone."""
     if is_row:
@@ -247,8 +280,11 @@ def _power(n: int) -> int:
 class _Body:
     """The lines of an iteration, and the parameters and arguments of the kernel that they are part of."""
 
-    def __init__(self, loop: Any, stores: list[Any], is_fixed: bool, prefix: str = "") -> None:
+    def __init__(
+        self, loop: Any, stores: list[Any], is_fixed: bool, prefix: str = "", *, is_shared: bool = False
+    ) -> None:
         self._loop, self._is_fixed, self._prefix = loop, is_fixed, prefix
+        self._restrict = "" if is_shared else "__restrict__ "  # whether others may write what is read here
         self.declared: list[str] = []
         self.arguments: list[tuple[Any, ...]] = []
         self._used = _needed(loop, stores)
@@ -287,7 +323,7 @@ class _Body:
                 lines.append(f"{c} t{i} = ({c})l{i};")
             else:
                 name = f"{self._prefix}x{i}"
-                self.declared.append(f"const {c} *__restrict__ {name}")
+                self.declared.append(f"const {c} *{self._restrict}{name}")
                 self.arguments.append(("array", step.access.buffer, step.access.offset))
                 lines.append(f"{c} t{i} = {name}[{self._subscript(name, step.access)}];")
         return lines
@@ -300,7 +336,7 @@ class _Body:
         """The element that a store fills."""
         name = f"{self._prefix}y{len(self._at)}"
         self._at[id(store)] = name
-        self.declared.append(f"{ctype(store.dtype)} *__restrict__ {name}")
+        self.declared.append(f"{ctype(store.dtype)} *{self._restrict}{name}")
         self.arguments.append(("array", store.access.buffer, store.access.offset))
         return f"{name}[{self._subscript(name, store.access)}]"
 
@@ -312,6 +348,33 @@ class _Body:
             elif stride != 0:
                 terms.append(f"i{k} * {self.number(f'{name}s{k}', stride)}")
         return " + ".join(terms) or "0"
+
+    def alone(self, over: tuple[int, ...], stores: list[Any], plain: list[Any]) -> list[str]:
+        """The loop in a block of its own: `over` are the dimensions along which the stores combine."""
+        sizes = self._loop.sizes
+        if not stores:
+            head = f"for (int i = threadIdx.x; i < {math.prod(sizes)}; i += {BLOCK_THREADS}) {{"
+            inner = self.places(range(len(sizes)), "j") + self.steps() + self.plain(plain)
+            return [head, f"  {self.index} j = i;", *indented(inner, 2).splitlines(), "}"]
+        kept = [k for k in range(len(sizes)) if k not in over]
+        outputs, length = (math.prod(sizes[k] for k in dims) for dims in (kept, over))
+        wide = [_wide(store) for store in stores]
+        lines = [f"for (int at = threadIdx.x / 32; at < {outputs}; at += {BLOCK_THREADS // 32}) {{"]
+        lines += [f"  {c} v{j} = {_literal(s.identity, c)};" for j, (s, c) in enumerate(zip(stores, wide))]
+        lines += [f"  {self.index} a = at;", *indented(self.places(kept, "a"), 2).splitlines()]
+        lines += [f"  for (int q = threadIdx.x % 32; q < {length}; q += 32) {{", f"    {self.index} r = q;"]
+        inner = self.places(over, "r") + self.steps() + self.plain(plain)
+        inner += [
+            f"v{j} = {_combined(s, f'v{j}', f'({c})t{int(s.source)}')};" for j, (s, c) in enumerate(zip(stores, wide))
+        ]
+        lines += [*indented(inner, 4).splitlines(), "  }", "  for (int half = 16; half; half /= 2) {"]
+        for j, (store, c) in enumerate(zip(stores, wide)):
+            other = f"({c})__shfl_xor_sync(ALL_LANES, {'(int)' if c == 'bool' else ''}v{j}, half)"
+            lines.append(f"    v{j} = {_combined(store, f'v{j}', other)};")
+        lines += ["  }", "  if (threadIdx.x % 32 == 0) {"]
+        for j, store in enumerate(stores):
+            lines.append(f"    {self.store_at(store)} = ({ctype(store.dtype)})v{j};")
+        return [*lines, "  }", "}"]
 
     def parameters(self) -> str:
         return ", ".join(self.declared)

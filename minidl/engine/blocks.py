@@ -1,0 +1,142 @@
+"""Small loops that need each other as one task: one block of threads does them one after the other.
+
+Between two kernels that need each other lies a launch, between two loops of one block a barrier, which costs far less.
+So what is too small for more than one block (a softmax of a few scores, losses, numbers per channel) goes into one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minidl.core.op import KERNEL, Op
+from minidl.core.spec import Spec
+from minidl.engine.branches import needs
+from minidl.engine.fuse import Schedule, Task, array_count
+from minidl.engine.graph import Graph, Id, Node
+from minidl.engine.loops import Loop
+from minidl.engine.passes import splice
+
+SMALL = 1 << 12  # iterations of a loop that one block does as soon as many would
+MOST_TASKS = 1000  # of a program; beyond it nothing is joined
+MOST_ARRAYS = 300  # of a block: a kernel has 4 KB for its parameters
+
+
+@dataclasses.dataclass
+class Block:
+    """Loops that one block does, in this order."""
+
+    loops: list[Loop]
+
+    @property
+    def where(self) -> list[str]:
+        return list(dict.fromkeys(line for loop in self.loops for line in loop.where))
+
+    def __str__(self) -> str:
+        return "\n   then ".join(map(str, self.loops))
+
+
+def small_ones(graph: Graph, is_kept: Callable[[Op], bool]) -> set[Id]:
+    """First results of the small nodes that have a kernel, and a body of nothing but loops."""
+    return {node.outputs[0] for node in graph.nodes if _is_openable(graph, node, is_kept)}
+
+
+def _is_openable(graph: Graph, node: Node, is_kept: Callable[[Op], bool]) -> bool:
+    if node.op.kind is not KERNEL or node.op.body is None or node.op.contraction_rule is not None:
+        return False
+    if max([graph.specs[x].size for x in (*node.reads, *node.outputs)], default=0) > SMALL:
+        return False
+    inner = Graph([*graph.specs], [], {}, [], [])
+    kept: list[Node] = []
+    splice(inner, node, is_kept, kept, {})
+    return not any(n.op.kind is KERNEL for n in kept) and all(isinstance(s, Spec) and s.size for s in inner.specs)
+
+
+def in_one_block(schedule: Schedule) -> Schedule:
+    """Small loops that need each other joined, where nothing has to wait longer for it."""
+    tasks = schedule.tasks
+    if len(tasks) > MOST_TASKS:
+        return schedule
+    needed = needs(tasks)
+    group = list(range(len(tasks)))  # of each task, the number of its group: that of its first member
+    members: dict[int, list[int]] = {j: [j] for j in group}
+    for j, task in enumerate(tasks):
+        if not _is_small(task):
+            continue
+        for first in sorted({group[i] for i in needed[j]}, reverse=True):
+            mine = members[first]
+            if not all(_is_small(tasks[i]) for i in mine) or _arrays([*mine, j], tasks) > MOST_ARRAYS:
+                continue
+            if _level({*mine, j}, needed, group, members) > _level(set(mine), needed, group, members):
+                continue
+            group[j] = first
+            members[first] = [*mine, j]
+            del members[j]
+            if _order(needed, group, members) is not None:
+                break
+            group[j] = j
+            members[first], members[j] = mine, [j]
+    order = _order(needed, group, members)
+    assert order is not None
+    return Schedule(schedule.layout, [_joined([tasks[i] for i in members[first]]) for first in order])
+
+
+def _is_small(task: Task) -> bool:
+    return isinstance(task.work, Loop) and 0 < math.prod(task.work.sizes) <= SMALL
+
+
+def _arrays(numbers: Sequence[int], tasks: Sequence[Task]) -> int:
+    return sum(array_count(tasks[i].work) for i in numbers)
+
+
+def _level(
+    mine: set[int], needed: Sequence[set[int]], group: Sequence[int], members: dict[int, list[int]]
+) -> int:  # fmt: skip
+    """How many tasks, one after the other, these have to wait for."""
+    known: dict[int, int] = {}
+
+    def level(first: int) -> int:
+        if first not in known:
+            known[first] = 0  # while it is looked at: a cycle is found elsewhere
+            inside = set(members[first])
+            outside = {group[i] for k in inside for i in needed[k] if i not in inside}
+            known[first] = 1 + max(map(level, outside), default=-1)
+        return known[first]
+
+    outside = {group[i] for k in mine for i in needed[k] if i not in mine}
+    return 1 + max(map(level, outside), default=-1)
+
+
+def _order(needed: Sequence[set[int]], group: Sequence[int], members: dict[int, list[int]]) -> list[int] | None:
+    """The groups in an order in which they can run; None if two of them would wait for each other."""
+    waits = {first: {group[i] for k in mine for i in needed[k]} - {first} for first, mine in members.items()}
+    found: list[int] = []
+    done: set[int] = set()
+    waiting = sorted(waits)
+    while waiting:
+        ready = [first for first in waiting if waits[first] <= done]
+        if not ready:
+            return None
+        found += ready
+        done.update(ready)
+        waiting = [first for first in waiting if first not in done]
+    return found
+
+
+def _joined(tasks: list[Task]) -> Task:
+    if len(tasks) == 1:
+        return tasks[0]
+    writes = [y for task in tasks for y in task.writes]
+    reads = {x for task in tasks for x in task.reads} - set(writes)
+    return Task(Block([task.work for task in tasks]), reads, writes)
+
+
+def depth(schedule: Schedule) -> tuple[int, int]:
+    """(how many tasks have to wait for one another, how many there are)."""
+    needed: Sequence[set[int]] = needs(schedule.tasks)
+    levels: list[Any] = []
+    for mine in needed:
+        levels.append(1 + max((levels[i] for i in mine), default=0))
+    return max(levels, default=0), len(levels)
