@@ -44,8 +44,8 @@ def small_ones(graph: Graph, is_kept: Callable[[Op], bool]) -> set[Id]:
 
 
 def _is_openable(graph: Graph, node: Node, is_kept: Callable[[Op], bool]) -> bool:
-    if node.op.kind is not KERNEL or node.op.body is None or node.op.contraction_rule is not None:
-        return False
+    if node.op.kind is not KERNEL or node.op.body is None or node.op.contraction_rule is not None or node.op.kernels:
+        return False  # a user's kernel is there to be used
     if max([graph.specs[x].size for x in (*node.reads, *node.outputs)], default=0) > SMALL:
         return False
     inner = Graph([*graph.specs], [], {}, [], [])

@@ -692,8 +692,8 @@ def openable(graph: Graph) -> set[Id]:
 
 
 def _is_openable(graph: Graph, node: Node) -> bool:
-    if node.op.kind is not KERNEL or node.op.body is None or node.op.contraction_rule is not None:
-        return False
+    if node.op.kind is not KERNEL or node.op.body is None or node.op.contraction_rule is not None or node.op.kernels:
+        return False  # a user's kernel is there to be used
     specs = tuple([graph.specs[x] if isinstance(x, Id) else x for x in node.inputs])
     if any(isinstance(x, Spec) and not x.size for x in specs):
         return False

@@ -48,6 +48,12 @@ def depth(program):
     return 1 + max(levels(needs(program.plan.schedule.tasks)))
 
 
+@pytest.fixture(autouse=True)
+def no_blocks(monkeypatch):
+    """Here what is small is to stay as it is: these tests are about contractions."""
+    monkeypatch.setattr("minidl.engine.blocks.SMALL", 0)
+
+
 def works(program):
     return [task.work for task in program.plan.schedule.tasks]
 
