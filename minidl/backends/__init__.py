@@ -23,6 +23,9 @@ class NoRoom(MemoryError):
     """An array found no room on the GPU, even after everything unused was freed."""
 
 
+no_room: type[NoRoom] = NoRoom  # what is raised then; the floor above has a name of its own for it
+
+
 def current() -> Any:
     """The backend in use for data in the host's memory."""
     return _current

@@ -7,8 +7,6 @@ DLArray handles, so rules, tapes and the engine never hear of them.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from minidl import backends
 from minidl.core import custom
 from minidl.core import dlarray as handles
 from minidl.core.device import device_of
-from minidl.core.errors import DeviceError, DeviceMemoryError
+from minidl.core.errors import DeviceError
 from minidl.core.labels import match
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
 from minidl.core.tape import Call, alone, is_watched, open_tapes, unwatched
@@ -71,7 +69,7 @@ def apply_each(op: Op, operands: tuple[Any, ...]) -> list[list[Any]]:
         return [list(column) for column in zip(*results)] or [[] for _ in op.output_types]
     work = zip(*[[y._value.data for y in x] if type(x) is list else repeat(x) for x in operands])
     count = len(op.output_types)
-    with np.errstate(all="ignore"), _explained():
+    with np.errstate(all="ignore"):
         made = run_each(op, list(zip([(spec,) * count for spec in specs], work)), {})
     found = [list(map(handles.DLArray, map(Value, specs, datas), labels)) for datas in zip(*made)]
     return found or [[] for _ in range(count)]
@@ -107,18 +105,15 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
     if any([data is None for data in datas]):
         outputs = tuple([Value(spec, None) for spec in output_specs])  # abstract: structure without numbers
     else:
-        try:
-            if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
-                if is_watched():
-                    with unwatched():
-                        results = backends.run(op, output_specs, datas, params)
-                else:
+        if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
+            if is_watched():
+                with unwatched():
                     results = backends.run(op, output_specs, datas, params)
             else:
-                with np.errstate(all="ignore"):
-                    results = backends.run(op, output_specs, datas, params)
-        except backends.NoRoom as error:
-            raise DeviceMemoryError(str(error)) from error
+                results = backends.run(op, output_specs, datas, params)
+        else:
+            with np.errstate(all="ignore"):
+                results = backends.run(op, output_specs, datas, params)
         if results is None:  # no kernel on this backend: the body is the meaning
             results = _run_body(op, values, params, output_specs)
         outputs = tuple([Value(spec, data) for spec, data in zip(output_specs, results)])
@@ -127,15 +122,6 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
         for tape in tapes:
             tape.record(call)
     return outputs
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Errors of backends by their names of this floor."""
-    try:
-        yield
-    except backends.NoRoom as error:
-        raise DeviceMemoryError(str(error)) from error
 
 
 def _on_one_device(operands: list[Any]) -> list[Any]:

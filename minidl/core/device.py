@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from minidl import backends
-from minidl.core.errors import DeviceError, DeviceMemoryError
+from minidl.core.errors import DeviceError, DeviceMemoryError, DTypeError
+
+backends.no_room = DeviceMemoryError
 
 
 def device_of(data: Any) -> str:
@@ -28,10 +30,9 @@ def is_on_gpu(x: Any) -> bool:
 def gpu_array(who: str, x: Any) -> Any:
     """Such an array, or one of NumPy's, as CuPy's."""
     need_gpu(who)
-    try:
-        return backends.as_gpu_array(x)
-    except backends.NoRoom as error:
-        raise DeviceMemoryError(str(error)) from error
+    if isinstance(x, np.ndarray) and x.dtype.kind not in "fbiuc":
+        raise DTypeError(f"{who}: numbers are wanted; got {x.dtype}. Text stays on the host: encode it first.")
+    return backends.as_gpu_array(x)
 
 
 def gpu_complaint() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+from minidl.backends import NoRoom
+
 
 class MinidlError(Exception):
     """Base of every error that minidl raises on purpose."""
@@ -26,7 +28,7 @@ class DeviceError(MinidlError, RuntimeError):
     """A device was asked for that is not there."""
 
 
-class DeviceMemoryError(DeviceError, MemoryError):
+class DeviceMemoryError(DeviceError, NoRoom):
     """The GPU has no room for an array, even after everything unused was freed."""
 
 

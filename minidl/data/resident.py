@@ -153,10 +153,7 @@ _copies: dict[tuple[int, str], tuple[Any, Any]] = {}  # id of rows on the host, 
 
 
 def _gpu_array(x: Any) -> Any:
-    try:
-        return backends.as_gpu_array(x)
-    except backends.NoRoom as error:
-        raise DeviceMemoryError(str(error)) from error
+    return backends.as_gpu_array(x)
 
 
 def _may_change(store: ArrayDatastore) -> bool:

@@ -390,7 +390,8 @@ class DeviceProgram(Program):
             else:
                 slots.append((k, target, self._backend.putter(target) if target.size == 1 else None))
         self._first = {}
-        steps = [self._bound(k, flat) for k in range(len(self.plan.schedule.tasks))]
+        count = len(self.plan.schedule.tasks)
+        steps = self._backend.with_room(lambda: [self._bound(k, flat) for k in range(count)], "dlaccelerate", ())
         is_captured = self._is_capturable and self._backend.is_graph_wanted()
         captured = weakref.WeakMethod(self._captured)  # an executable does not hold its program: both are freed at once
         return Executable(steps, slots, (lambda steps: captured()(steps)) if is_captured else None)  # type: ignore[misc]

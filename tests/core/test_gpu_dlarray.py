@@ -419,3 +419,8 @@ def test_plain_functions_of_plain_arrays_on_the_gpu(device):
     assert m.size(x) == (3, 4) and m.numel(x) == 12 and m.isequal(x, A) and m.isreal(x)
     assert m.underlyingType(x) == "double" and np.array_equal(m.exp(x), np.exp(A)) and m.exp(x).device == "gpu"
     assert m.single(x).dtype == "float32" and extractdata(x) is x
+
+
+def test_text_stays_on_the_host(device):
+    with pytest.raises(DTypeError, match="gpuArray: numbers are wanted; got <U3"):
+        gpuArray(np.array(["one", "two"]))

@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -304,6 +305,7 @@ def _flags() -> list[str]:
 
 
 _runtime: Any = None
+_turn = threading.Lock()  # fibers are those of one thread
 
 
 def _library() -> Any:
@@ -380,7 +382,8 @@ class RawKernel:
         shape = (ctypes.c_uint * 6)(*grid, *block)
 
         def run(held: Any = values) -> None:
-            error = self._run(table, shape, shared_mem)
+            with _turn:
+                error = self._run(table, shape, shared_mem)
             RawModule.launches[self._name] = RawModule.launches.get(self._name, 0) + 1
             if error:
                 raise CUDARuntimeError(f"{self._name}: {error.decode()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import cusim
 import hypothesis.strategies as st
@@ -242,3 +243,54 @@ def test_a_trace_says_how_it_runs(device):
         accelerated(x)
     text = str(accelerated.trace())
     assert "1 bindings, 1 of them captured as graphs, 0 captures failed" in text
+
+
+# what goes wrong --------------------------------------------------------------------------------------------------
+def test_a_replay_without_room_is_an_error_by_name_and_later_ones_are_right(device):
+    accelerated = dlaccelerate(lambda x, w: step(x, w)[1])
+    x, w = there(X), there(X.T / 50)
+    expected = [accelerated(x, w).numpy() for _ in range(4)][0]
+    kept = []
+    with cusim.limit_memory(8), pytest.raises(m.DeviceMemoryError, match="no room.*Use smaller"):
+        for _ in range(8):
+            kept.append(accelerated(x, w))
+    assert all(np.array_equal(y.numpy(), expected) for y in [*kept, accelerated(x, w)])
+
+
+def test_an_interrupt_in_a_replay_or_a_capture_leaves_later_ones_right(device, monkeypatch):
+    accelerated = dlaccelerate(lambda x, w: step(x, w)[1])
+    x, w = there(X), there(X.T / 50)
+    expected = accelerated(x, w).numpy()
+    launched, moment = cusim.graphs.launched, iter(range(1000))
+
+    def interrupted(name, run):
+        if next(moment) in (0, 2, 4, 5):  # a plain run, then the capture
+            raise KeyboardInterrupt
+        launched(name, run)
+
+    monkeypatch.setattr(cusim.graphs, "launched", interrupted)
+    count = 0
+    for _ in range(12):
+        try:
+            assert np.array_equal(accelerated(x, w).numpy(), expected)
+        except KeyboardInterrupt:
+            count += 1
+        assert not cusim.graphs.current().is_capturing()
+    assert count == 4 and accelerated.trace().program.failures == 0
+
+
+def test_threads_share_a_program(device):
+    accelerated = dlaccelerate(lambda x, w: step(x, w)[1])
+    x, w = there(X), there(X.T / 50)
+    expected, found = accelerated(x, w).numpy(), []
+
+    def work():
+        for _ in range(10):
+            found.append(accelerated(x, w).numpy())
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 30 and all(np.array_equal(y, expected) for y in found)

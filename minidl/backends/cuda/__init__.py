@@ -16,8 +16,9 @@ import numpy as np
 from minidl.backends import precision, reference
 from minidl.backends.cuda import detect, graph, loops, many, rows, slots
 from minidl.backends.cuda.detect import complaint as complaint
-from minidl.backends.cuda.memory import release_all, with_room
+from minidl.backends.cuda.memory import new_bytes, release_all
 from minidl.backends.cuda.memory import releasing as releasing
+from minidl.backends.cuda.memory import with_room as with_room
 from minidl.kernels.cuda import launch
 
 # op -> room in kernels/cuda; a kernel is called like its op and takes dense arrays
@@ -233,7 +234,7 @@ def as_array(x: Any) -> Any:
 
 def new_memory(nbytes: int) -> Any:
     """So many bytes of the device."""
-    return with_room(lambda: launch.cupy().empty(nbytes, np.uint8), "dlaccelerate", ())
+    return new_bytes(nbytes)
 
 
 def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int, ...]) -> Any:
@@ -257,7 +258,17 @@ def is_capturable(op: Any) -> bool:
 
 
 bind_fused, objection = slots.bind_fused, slots.objection
-copy_each, copies, putter, EachInPlace = many.copy_each, many.copies, many.putter, many.EachInPlace
+def copies(arrays: list[Any]) -> list[Any]:
+    """A copy of each array, by one launch."""
+    return with_room(lambda: many.copies(arrays), "dlaccelerate", tuple(arrays))
+
+
+def copy_each(targets: list[Any], sources: list[Any]) -> None:
+    """targets[k][...] = sources[k], by one launch for all of one type that lie alike."""
+    with_room(lambda: many.copy_each(targets, sources), "dlaccelerate", tuple(targets))
+
+
+putter, EachInPlace = many.putter, many.EachInPlace
 Mover, bind_copies = many.Mover, many.bind_copies
 bind_rows, free_bytes = rows.bind_rows, rows.free_bytes
 capture, is_graph_wanted, shared = graph.capture, graph.is_wanted, graph.Shared

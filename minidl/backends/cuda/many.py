@@ -13,6 +13,7 @@ import numpy as np
 from minidl.backends.cuda.graph import Shared
 from minidl.backends.cuda.layouts import back_order, dense_strides, is_dense, memory_order
 from minidl.backends.cuda.loops import bind_map, copy, flat_loop, run_map
+from minidl.backends.cuda.memory import new_bytes, new_table
 from minidl.backends.cuda.printed import THREADS, ctype, expression, indented
 from minidl.kernels.cuda import launch
 
@@ -93,7 +94,7 @@ class EachInPlace:
             for spec in specs:
                 starts.append(nbytes)
                 nbytes += -(-spec.nbytes // (4 * ALIGNMENT)) * 4 * ALIGNMENT
-        whole = Shared(launch.cupy().empty(max(nbytes, 1), np.uint8), 0, nbytes)
+        whole = Shared(new_bytes(nbytes), 0, nbytes)
         made, places = [], iter(starts)
         for specs, order in zip(self._specs, self._orders):
             dense = dense_strides(tuple([specs[0].shape[i] for i in order]))
@@ -120,7 +121,7 @@ class EachInPlace:
                 for begin in range(0, specs[0].size, CHUNK)
             )
         for dtype, rows in tables.items():
-            calls.append(self._call(self._texts[dtype][0], launch.cupy().asarray(np.array(rows, np.int64))))
+            calls.append(self._call(self._texts[dtype][0], new_table(rows)))
         if len(calls) == 1:
             return calls[0]
 
@@ -221,7 +222,7 @@ def bind_copies(targets: Sequence[Any], sources: Sequence[Any]) -> Callable[[], 
         rows += [[of + k * width, to + k * width, min(CHUNK, size - k)] for k in range(0, size, CHUNK)]
     calls = []
     for c, rows in tables.items():
-        table = launch.cupy().asarray(np.array(rows, np.int64))
+        table = new_table(rows)
         kernel = launch.compiled(launch.text_of("portable.h") + _COPY_EACH.replace("TYPE", c), "copy_each")
         calls.append((kernel, (len(rows),), (int(table.data.ptr),), table))
 
@@ -270,7 +271,7 @@ class Mover:
     def _new(self, dtype: Any, shape: tuple[int, ...]) -> tuple[Any, list[tuple[Any, int]]]:
         text = launch.text_of("portable.h") + _MOVE_NUMBER.replace("TYPE", ctype(dtype.name))
         kernel = launch.compiled(text, "move_number")
-        block = launch.cupy().empty(SPARE, dtype)
+        block = new_bytes(SPARE * dtype.itemsize).view(dtype)
         start = int(block.data.ptr)
         return kernel, [(block[i : i + 1].reshape(shape), start + i * dtype.itemsize) for i in range(SPARE)]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from minidl.backends import NoRoom
+import numpy as np
+
+from minidl import backends
 from minidl.kernels.cuda import launch
 
 T = TypeVar("T")
@@ -24,6 +26,17 @@ def release_all() -> None:
         release()
 
 
+def new_bytes(nbytes: int) -> Any:
+    """So many bytes of the device, to be kept."""
+    return with_room(lambda: launch.cupy().empty(max(nbytes, 1), np.uint8), "dlaccelerate", ())
+
+
+def new_table(rows: Sequence[Sequence[int]]) -> Any:
+    """A table of addresses and counts on the device."""
+    data = np.array(rows, np.int64)
+    return with_room(lambda: launch.cupy().asarray(data), "dlaccelerate", (data,))
+
+
 def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
     """What the work gives; specs: its results, named in the error when there is no room for them."""
     cupy = launch.cupy()
@@ -39,7 +52,7 @@ def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
         nbytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
         asked = f"{nbytes:,} bytes are asked for" if specs else str(error)
         free, total = cupy.cuda.runtime.memGetInfo()
-        raise NoRoom(
+        raise backends.no_room(
             f"{who}: the GPU has no room: {asked}, {free:,} of {total:,} are free. Use smaller "
             "mini-batches, let go of arrays that are not needed any more, or gather them to the host."
         ) from error

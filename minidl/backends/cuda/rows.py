@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
+from minidl.backends.cuda.memory import new_table
 from minidl.backends.cuda.printed import THREADS
 from minidl.kernels.cuda import launch
 
@@ -42,7 +41,7 @@ def bind_rows(
         nbytes = target.nbytes // max(count, 1)
         word = 4 if nbytes % 4 == 0 else 1
         rows.append([int(source.data.ptr), int(target.data.ptr), int(order.data.ptr), nbytes // word, word])
-    table = launch.cupy().asarray(np.array(rows, np.int64))
+    table = new_table(rows)
     kernel, address = launch.compiled(launch.text_of("portable.h") + _TEXT, "pick_rows"), int(table.data.ptr)
     grid, block = (count, len(rows)), (THREADS,)
 
