@@ -52,6 +52,8 @@ def recorded(arch: str) -> tuple[Texts, list[str]]:
                 failed.append(f"{call}: {type(error).__name__}: {error}")
         for dtype, setting in STEPS:
             calls.replay_training_step(32, dtype, setting)
+        for dtype in ("float32", "float64"):
+            calls.go_round(dtype)
     return recorder.texts, failed
 
 

@@ -16,7 +16,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import test_every_op
 
-from minidl import dlaccelerate, dlarray, dlfeval, dlupdate, gpuArray
+from minidl import (
+    DLArray,
+    adamupdate,
+    arrayDatastore,
+    combine,
+    dlaccelerate,
+    dlarray,
+    dlfeval,
+    dlgradient,
+    dlupdate,
+    fullyconnect,
+    gpuArray,
+    hasdata,
+    minibatchqueue,
+    mse,
+    shuffle,
+)
 from minidl.backends import cuda, precision
 from minidl.core import contraction
 from minidl.core.op import OPS, Op
@@ -320,6 +336,26 @@ def of_training_step(batch: int, dtype: str, setting: str = "float32") -> Iterat
         dlfeval(step.example.modelStep, step.parameters, *step.batch, step.state, [], [], 1)
     for call in tape.calls:
         yield SampleCall(call.op, tuple([x.data if type(x) is Value else x for x in call.inputs]), call.params, setting)
+
+
+def go_round(dtype: str) -> None:
+    """What a training loop has besides: batches picked on the GPU, losses that are kept, the solver outside."""
+    images, targets = np.zeros((4, 4, 1, 12), dtype), np.zeros((12, 3), dtype)
+    stores = arrayDatastore(gpuArray(images), IterationDimension=3), arrayDatastore(gpuArray(targets))
+    mbq = minibatchqueue(combine(*stores), MiniBatchSize=4, MiniBatchFormat=["SSCB", "BC"], OutputEnvironment="gpu")
+    weights, average, square, kept = gpuArray(dlarray(np.zeros((3, 16), dtype))), [], [], []
+
+    def gradients(weights: DLArray, x: DLArray, t: DLArray) -> tuple[DLArray, DLArray]:
+        loss = mse(fullyconnect(x, weights, np.zeros((3, 1), dtype)), t)
+        return loss, dlgradient(loss, weights)
+
+    function = dlaccelerate(gradients)
+    for i in range(1, 5):
+        shuffle(mbq)
+        while hasdata(mbq):
+            loss, found = dlfeval(function, weights, *next(mbq))
+            weights, average, square = adamupdate(weights, found, average, square, i)
+            kept.append(loss)
 
 
 def replay_training_step(batch: int, dtype: str, setting: str = "float32") -> None:
