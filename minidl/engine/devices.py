@@ -25,6 +25,7 @@ from minidl.engine.program import MOST_FRAMES, Memory, Program, Run, count_refer
 
 HERE = "cpu"  # what passes take every device for
 MOST_EXECUTABLES = 16  # of a program; each belongs to one frame and to inputs at certain addresses
+MOST_KNOWN = 64  # arrays of an input whose addresses are remembered
 MOST_COPIES = 64  # launches of copies that are kept
 MOST_PLACES = 5  # an input that was at more places, with less than so many hits in between, is copied
 STEADY = 32
@@ -285,7 +286,8 @@ class DeviceProgram(Program):
         layout = self.plan.schedule.layout
         self.targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
         self._seen: list[set[int]] = [set() for _ in self.targets]  # where each of them was
-        self._known: dict[int, tuple[Any, int]] = {}  # id -> (the array, weakly; its address)
+        # of each input: id -> (the array, weakly; its address, which is 0 if it does not lie as this input is to)
+        self._known: list[dict[int, tuple[Any, int]]] = [{} for _ in self.targets]
         self._expected = []
         handed_on = {layout.access[y].buffer for y in layout.graph.outputs}  # if an input, it is copied
         for k, _ in self.targets:
@@ -302,10 +304,10 @@ class DeviceProgram(Program):
         """The same for one of the inputs that matter."""
         if type(x) is np.ndarray or len(self._seen[j]) > MOST_PLACES:
             return 0
-        known = self._known
+        known = self._known[j]
         entry = known.get(id(x))
         if entry is None or entry[0]() is not x:
-            if len(known) > 1024:
+            if len(known) >= MOST_KNOWN:
                 known.clear()
             entry = known[id(x)] = weakref.ref(x), _address(x, *self._expected[j])
         return entry[1]

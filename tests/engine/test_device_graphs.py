@@ -198,6 +198,16 @@ def test_inputs_laid_out_otherwise_and_on_the_host(device):
             assert np.array_equal(host(run(program, x, X * 3)[0]), X * 5)
 
 
+def test_one_array_for_inputs_that_lie_in_different_orders(device):
+    """Where an array lies for one input says nothing about another input, whose rows were columns when it was recorded."""
+    square = X[:, :3]
+    program = compiled(lambda x, y: x * 2 + y, there(square), there(square.T).T)
+    for k in range(4):
+        x = there(square + k)
+        assert np.array_equal(host(run(program, x, x)[0]), (square + k) * 3)
+        assert np.array_equal(host(run(program, there(square), x)[0]), square * 2 + square + k)
+
+
 # results ----------------------------------------------------------------------------------------------------------
 def test_results_that_somebody_holds_are_never_overwritten(device):
     program = compiled(lambda x: [x * 2, m.sum(x, "all")], there(X))
