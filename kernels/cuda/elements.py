@@ -55,7 +55,7 @@ def fill(y: Array, value: Any) -> None:
         kernel("elements.cu", "fill", BYTES=size)(blocks(count), THREADS, (y, count, bits_of(value, y.dtype)))
 
 
-def full(y: Array, *, shape: Numbers, value: float, dtype: str) -> None:
+def full(y: Array, *, shape: Numbers, value: float, dtype: str, device: str = "gpu") -> None:
     """`value` everywhere in y, which has this shape and dtype."""
     fill(y, value)
 

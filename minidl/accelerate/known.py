@@ -89,12 +89,9 @@ class KnownCalls:
             return None
         if found is None:
             return None
-        handouts = []
-        for me in found.handouts:
-            one = me()
-            if one is None or not one.is_intact():
-                return None
-            handouts.append(one)
+        handouts = handout.all_intact(found.handouts)
+        if handouts is None:
+            return None
         values = self._guard(args, kwargs)
         if values is None or not self._is_distinct(found, values, is_renewed):
             return None

@@ -13,7 +13,7 @@ import functools
 import operator
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minidl.core.changes import changes
@@ -171,6 +171,17 @@ def known(x: Any) -> tuple[Handout, int] | None:
     me, number = _known.get(id(x), (None, 0))
     found = None if me is None else me()
     return None if found is None else (found, number)  # it holds x, so the id is still that of x
+
+
+def all_intact(remembered: Iterable[weakref.ref[Handout]]) -> list[Handout] | None:
+    """These handouts, if all are there and as they were given; otherwise None."""
+    found = []
+    for me in remembered:
+        one = me()
+        if one is None or not one.is_intact():
+            return None
+        found.append(one)
+    return found
 
 
 def is_suitable(structure: Any) -> bool:

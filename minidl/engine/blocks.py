@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from minidl.core.op import KERNEL, Op
 from minidl.core.spec import Spec
-from minidl.engine.branches import needs
+from minidl.engine.branches import levels, needs
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.loops import Loop
@@ -135,8 +134,5 @@ def _joined(tasks: list[Task]) -> Task:
 
 def depth(schedule: Schedule) -> tuple[int, int]:
     """(how many tasks have to wait for one another, how many there are)."""
-    needed: Sequence[set[int]] = needs(schedule.tasks)
-    levels: list[Any] = []
-    for mine in needed:
-        levels.append(1 + max((levels[i] for i in mine), default=0))
-    return max(levels, default=0), len(levels)
+    found = levels(needs(schedule.tasks))
+    return 1 + max(found, default=-1), len(found)

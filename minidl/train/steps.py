@@ -14,7 +14,7 @@ from typing import Any
 
 from minidl import backends
 from minidl.core.dlarray import DLArray
-from minidl.core.handout import Handout, is_suitable, known
+from minidl.core.handout import Handout, all_intact, is_suitable, known
 from minidl.core.spec import Value
 from minidl.core.tape import open_tapes
 from minidl.engine.devices import DeviceFrame
@@ -111,12 +111,9 @@ def met_before(op: Any, trees: Trees, options: Trees) -> _Set | None:
 
 def again(found: _Set, trees: Trees, rate: float) -> Any:
     """The solver's results for these trees; None if some were changed, or all results of before are still in use."""
-    handouts = []
-    for me in found.handouts:
-        one = me()
-        if one is None or not one.is_intact():
-            return None
-        handouts.append(one)
+    handouts = all_intact(found.handouts)
+    if handouts is None:
+        return None
     step = found.step
     with step.lock:
         free = step.free_frame(handouts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ ROOMS = {
     "gather": "indexing", "scatter_add": "indexing", "scatter": "indexing",
     "argsort": "sorting", "argmax": "sorting",
     "cumsum_along": "scan", "cumprod_along": "scan",
-    "spacing": "elements",
+    "full": "elements", "spacing": "elements",
 }  # fmt: skip
 
 
@@ -107,15 +107,17 @@ def bind_kernel(op: Any, outputs: list[Any], inputs: list[Any], params: dict[str
         return lambda: KERNELS[op.name](*outputs, *inputs, **params)
     module = importlib.import_module(f"minidl.kernels.cuda.{ROOMS[op.name]}")
     kernel, scratch_rule = getattr(module, op.name), getattr(module, f"{op.name}_scratch", None)
-    scratch: tuple[Any, ...] = ()
-    if scratch_rule is not None:
-        shapes = [getattr(x, "shape", ()) for x in (*outputs, *inputs)]
-        cupy = launch.cupy()
-        needed = scratch_rule(*shapes, dtype=outputs[0].dtype, **params)
-        scratch = tuple([cupy.empty(shape, dtype) for shape, dtype in needed])
     if scratch_rule is None:
         return lambda: kernel(*outputs, *inputs, **params)
+    shapes = [getattr(x, "shape", ()) for x in (*outputs, *inputs)]
+    scratch = _new_arrays(scratch_rule(*shapes, dtype=outputs[0].dtype, **params))
     return lambda: kernel(*outputs, *inputs, **params, scratch=scratch)
+
+
+def _new_arrays(needed: Iterable[tuple[tuple[int, ...], Any]]) -> tuple[Any, ...]:
+    """Arrays of these (shape, dtype)."""
+    cupy = launch.cupy()
+    return tuple([cupy.empty(shape, dtype) for shape, dtype in needed])
 
 
 _plans: dict[Any, Any] = {}  # plans of contractions, by op, parameters, precision and layouts
@@ -134,7 +136,7 @@ def _bind_contraction(op: Any, y: Any, inputs: list[Any], params: dict[str, Any]
             _plans.clear()
         nests = op.contraction_rule(a, b, **params)
         plan = _plans[key] = contract.plan(nests, *layouts, dtype=y.dtype, precision=precision.current())
-    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
+    scratch = _new_arrays(plan.scratch)
     return lambda: plan.run(y, a, b, scratch=scratch)
 
 
@@ -200,10 +202,6 @@ def _concatenate(y: Any, *xs: Any, axis: int) -> None:
         start = stop
 
 
-def _full(y: Any, *, shape: tuple[int, ...], value: Any, dtype: str, device: str = "cpu") -> None:
-    loops.copy(y, value)
-
-
 def _transfer(y: Any, x: Any, *, device: str) -> None:
     if isinstance(x, np.ndarray):
         y.set(np.asarray(x, order="C"))
@@ -221,7 +219,7 @@ def _lstsq(y: Any, a: Any, b: Any) -> None:
 
 LIBRARY = {"solve", "lstsq"}  # what CuPy computes by libraries of CUDA, which allocate and wait
 KERNELS: dict[str, Callable[..., None]] = {
-    "place": _place, "assign": _assign, "concatenate": _concatenate, "full": _full, "transfer": _transfer,
+    "place": _place, "assign": _assign, "concatenate": _concatenate, "transfer": _transfer,
     "solve": _solve, "lstsq": _lstsq,
 }  # fmt: skip
 
@@ -230,11 +228,6 @@ KERNELS: dict[str, Callable[..., None]] = {
 def as_array(x: Any) -> Any:
     """An array of NumPy's, or of another library on the GPU, as CuPy's: a copy if it was on the host."""
     return with_room(lambda: launch.cupy().asarray(x), "gpuArray", (x,) if hasattr(x, "shape") else ())
-
-
-def new_memory(nbytes: int) -> Any:
-    """So many bytes of the device."""
-    return new_bytes(nbytes)
 
 
 def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int, ...]) -> Any:
@@ -257,7 +250,6 @@ def is_capturable(op: Any) -> bool:
     return op.name not in LIBRARY
 
 
-bind_fused, objection = slots.bind_fused, slots.objection
 def copies(arrays: list[Any]) -> list[Any]:
     """A copy of each array, by one launch."""
     return with_room(lambda: many.copies(arrays), "dlaccelerate", tuple(arrays))
@@ -268,10 +260,12 @@ def copy_each(targets: list[Any], sources: list[Any]) -> None:
     with_room(lambda: many.copy_each(targets, sources), "dlaccelerate", tuple(targets))
 
 
+bind_fused, objection = slots.bind_fused, slots.objection
 putter, EachInPlace = many.putter, many.EachInPlace
 Mover, bind_copies = many.Mover, many.bind_copies
 bind_rows, free_bytes = rows.bind_rows, rows.free_bytes
 capture, is_graph_wanted, shared = graph.capture, graph.is_wanted, graph.Shared
+new_memory = new_bytes
 
 
 def forget() -> None:
