@@ -199,7 +199,7 @@ def test_inputs_laid_out_otherwise_and_on_the_host(device):
 
 
 def test_one_array_for_inputs_that_lie_in_different_orders(device):
-    """Where an array lies for one input says nothing about another input, whose rows were columns when it was recorded."""
+    """Where an array lies for one input says nothing about another one, that was recorded in another order."""
     square = X[:, :3]
     program = compiled(lambda x, y: x * 2 + y, there(square), there(square.T).T)
     for k in range(4):
