@@ -160,12 +160,6 @@ class DLArray:
     def __dlpack_device__(self) -> tuple[int, int]:
         return _data(self).__dlpack_device__()
 
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        if self.device != "gpu":
-            raise AttributeError("__cuda_array_interface__: this dlarray lies in the host's memory. Use gpuArray(X).")
-        return self.extractdata().__cuda_array_interface__
-
     # copies -----------------------------------------------------------------------------------------------------
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (np.array(numbers(self), order="C"), self._labels, self.device)
