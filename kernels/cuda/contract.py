@@ -456,6 +456,17 @@ class _Nest:
         if slots.sums:
             self.kept = {i for i in _indices([nest.y[d] for d in slots.kept]) if sizes[i] != 1}
             self.is_dense = all(_is_dense(nest.y[d], sizes, y.shape[d]) for d in slots.kept)
+            if not self.has_columns(False) and not self.has_columns(True):
+                self._set_apart(self.kept)
+
+    def _set_apart(self, kept: set[int]) -> None:
+        """Of the columns leave those that sums keep, if rows have no part in that; the others become batch."""
+        for columns, rows in ((self.columns, self.rows), (self.rows, self.columns)):
+            others = [i for i in columns if i not in kept and self.sizes[i] != 1]
+            if not kept.isdisjoint(columns) and kept.isdisjoint(rows):
+                columns[:] = [i for i in columns if i not in others]
+                self.batch = sorted([*self.batch, *others])
+                return
 
     def has_columns(self, is_turned: bool) -> bool:
         """Whether what sums keep is just what moves along the columns, and maybe something of the batch."""
