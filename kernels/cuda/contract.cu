@@ -1,5 +1,6 @@
 #include "portable.h"
 #include "words.cuh"
+#include "last.cuh"
 // Contractions: y[i] = sum over r of a[i, r] * b[i, r], with affine subscripts, as tiles of a matrix product.
 //
 // Indices of y and a are rows, of y and b columns, of all three the batch, and those that y does not have are the
@@ -7,8 +8,9 @@
 // it lies within bounds is a matter of such sums; so no array is copied to another order, and zeros around an image
 // exist nowhere. All that is known of a problem stands in structs that contract.py writes, one for each part:
 //
-//   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`; FIRST_BLOCK: its first row of partial
-//           sums; KEPT: so many neighbours of the batch have columns of their own
+//   Part    BATCH, M, N, K: sizes; FIRST: the place of its first sum in `sums`; FIRST_TILE: how many tiles others have;
+//           FIRST_BLOCK, FIRST_GROUP: its first row of partial sums, its first group of these rows; KEPT: so many
+//           neighbours of the batch have columns of their own
 //   Part::A row(z, m), step(k): Where, the two parts; inside(row, step); common<W>(row, step): what goes with W
 //           neighbours in other arrays, and is the same for all packs of the step (ALONG_K) or of the row; own<W>(row,
 //           step): what differs; made(x, common, own, v): what becomes of the number v of them; SIZE x BK: a tile of it
@@ -19,10 +21,13 @@
 //
 // Constants: T (element type), WHOLE and NATURAL (whole numbers that hold every place, with and without sign), THREADS,
 // BM x BN: a block's part of the result, TM x TN: a thread's (or, with TENSOR, WARPS_M x WARPS_N warps), BK: terms of a
-// tile, PAD: elements between a tile's lines, SLICES: of the terms, each with sums of its own, STATISTICS, TOGETHER:
-// blocks that shall fit on a multiprocessor; KEEPS_Y: whether y is stored; COLUMN_SUMS: how many sums there are of each
-// column, SUM_COLUMNS: columns; ROWS_OF_SLICES: rows of a block of `add_slices` then; EXTRAS and PASSED: more arrays,
-// for common, own and finished, and before them `partials`, if there are such sums.
+// tile, PAD: elements between a tile's lines, TOGETHER: blocks that shall fit on a multiprocessor; SLICES: of the terms,
+// each with sums of its own, GROUP_SLICES: of a group of them, COUNTERS_OF_SLICES, TILES_IN_ALL; KEEPS_Y: whether y is
+// stored; COLUMN_SUMS: how many sums there are of each column, SUM_COLUMNS: columns; IS_JOINED: the last block does what
+// waits for all others: with sums of columns it adds up FIRST_SUMMED ... LAST_SUMMED, the rows of partial sums (all
+// SUMMED_ROWS, or what ROW_GROUPS groups of GROUP_ROWS have made of them) and does what is to be done for column c
+// (//@ reads, then, over the sums s[n], //@ finish), then what is //@ behind; EXTRAS and PASSED: more arrays, for
+// common, own and finished, and before them `partials`, if there are such sums.
 // Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008), for the tiles; Chetlur et
 // al., cuDNN: Efficient Primitives for Deep Learning (2014), for matrices that are never formed.
 
@@ -221,19 +226,78 @@ DEVICE void add_products(Values &sum, const T *a, const T *b) {
 #endif
 }
 
-// Store a block's results in y, or as they are in a slice's sums; the numbers stored stand in `sum` afterwards. Row by
-// row; but column by column where these are added up: then sums take the registers of results that are done with.
+// act(i, j, e) for each pack of a thread's values, of which the first one is the sum e of a slice.
+template <class P, class Act> DEVICE void for_each_pack(P, I z, I first_m, I first_n, Act act) {
+#pragma unroll
+  for (int i = 0; i < VALUES_M; i++)
+#pragma unroll
+    for (int j = 0; j < VALUES_N; j += P::SUMS_V) {
+      const I m = first_m + row_at(i), n = first_n + column_at(j);
+      if (P::M % BM && m >= P::M) continue;
+      if (P::N % BN && n >= P::N) continue;
+      act(i, j, P::FIRST + (z * P::M + m) * P::N + n);
+    }
+}
+
+// Of the blocks that have put down sums of one tile, a slice each, the last one goes on, with the sums of all slices:
+// the last of a group adds up that group, the last of these the groups, always in the same order. add(first, count,
+// apart, is_all): the sums of `count` slices from `first` on, `apart` from each other; all of them, or into the first.
+template <class Add> DEVICE bool is_added(I tile, I slice, int *counters, Add add) {
+  constexpr int GROUPS = (SLICES + GROUP_SLICES - 1) / GROUP_SLICES;
+  const int group = slice / GROUP_SLICES, first = group * GROUP_SLICES;
+  const int count = SLICES - first < GROUP_SLICES ? SLICES - first : GROUP_SLICES;
+  int *mine = counters + tile * (GROUPS + 1);
+  if (!is_last(mine + group, count)) return false;
+  add(first, count, 1, GROUPS == 1);
+  if (GROUPS == 1) return true;
+  if (!is_last(mine + GROUPS, GROUPS)) return false;
+  add(0, GROUPS, GROUP_SLICES, true);
+  return true;
+}
+
+// Put down a block's sums of one slice; true for the block that has them all.
 template <class P>
-DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added (&added)[VALUES_N], T *y, T *sums EXTRAS) {
+DEVICE bool gather(P part, Values &sum, I tile, I slice, I z, I first_m, I first_n, T *sums, int *counters) {
+  constexpr int V = P::SUMS_V;
+  for_each_pack(part, z, first_m, first_n, [&](int i, int j, I e) {
+    Pack<T, V> pack;
+#pragma unroll
+    for (int v = 0; v < V; v++) pack.v[v] = value(sum, i, j + v);
+    *reinterpret_cast<Pack<T, V> *>(sums + (slice * SUMS + e)) = pack;
+  });
+  return is_added(tile, slice, counters, [&](int first, int count, int apart, bool is_all) {
+    for_each_pack(part, z, first_m, first_n, [&](int i, int j, I e) {
+      double totals[V] = {};
+#pragma unroll 4
+      for (int s = 0; s < count; s++) {
+        const Pack<T, V> one = fresh(reinterpret_cast<const Pack<T, V> *>(sums + ((I)(first + s * apart) * SUMS + e)));
+#pragma unroll
+        for (int v = 0; v < V; v++) totals[v] += one.v[v];
+      }
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; v++) pack.v[v] = (T)totals[v];
+      if (is_all) {
+#pragma unroll
+        for (int v = 0; v < V; v++) value(sum, i, j + v) = pack.v[v];
+      } else
+        *reinterpret_cast<Pack<T, V> *>(sums + ((I)first * SUMS + e)) = pack;
+    });
+  });
+}
+
+// Store a block's results in y, row by row; but column by column where these are added up: then sums take the registers
+// of results that are done with.
+template <class P>
+DEVICE void store(P, Values &sum, I z, I first_m, I first_n, Added (&added)[VALUES_N], T *y EXTRAS) {
   typename P::Y result;
   typename P::Y::Place columns[VALUES_N];
 #pragma unroll
   for (int j = 0; j < VALUES_N; j++) columns[j] = result.step(first_n + column_at(j));
-  constexpr int V = SLICES > 1 ? P::SUMS_V : P::Y::V, PACKS = VALUES_N / V;
-  constexpr bool IS_BY_COLUMN = COLUMN_SUMS > 0 && SLICES == 1;
+  constexpr int V = P::Y::V, PACKS = VALUES_N / V;
 #pragma unroll
   for (int p = 0; p < VALUES_M * PACKS; p++) {
-    const int i = IS_BY_COLUMN ? p % VALUES_M : p / PACKS, j = (IS_BY_COLUMN ? p / VALUES_M : p % PACKS) * V;
+    const int i = COLUMN_SUMS ? p % VALUES_M : p / PACKS, j = (COLUMN_SUMS ? p / VALUES_M : p % PACKS) * V;
     const I m = first_m + row_at(i), n = first_n + column_at(j);
     const typename P::Y::Place row = result.row(z, m);
     if (P::M % BM && m >= P::M) continue;
@@ -241,11 +305,8 @@ DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added (&ad
     Pack<T, V> pack;
 #pragma unroll
     for (int v = 0; v < V; v++) pack.v[v] = value(sum, i, j + v);
-    if (SLICES == 1) result.finished(pack, row, columns[j], added + j PASSED);
-#pragma unroll
-    for (int v = 0; v < V; v++) value(sum, i, j + v) = pack.v[v];
-    T *to = SLICES > 1 ? sums + (slice * SUMS + P::FIRST + (z * P::M + m) * P::N + n) : y + (row.at + columns[j].at);
-    if (SLICES > 1 || KEEPS_Y) *reinterpret_cast<Pack<T, V> *>(to) = pack;
+    result.finished(pack, row, columns[j], added + j PASSED);
+    if (KEEPS_Y) *reinterpret_cast<Pack<T, V> *>(y + (row.at + columns[j].at)) = pack;
   }
 }
 
@@ -254,7 +315,7 @@ DEVICE void store(P, Values &sum, I slice, I z, I first_m, I first_n, Added (&ad
 template <class P> DEVICE double *partial_of(P, I row_block, I row_blocks, I z, I n, int number, double *partials) {
   typename P::Y result;
   const typename P::Y::Place row = result.row(z, 0), column = result.step(n);
-  const I block = P::FIRST_BLOCK + z / P::KEPT * row_blocks + row_block;
+  const I block = P::FIRST_BLOCK + z / P::KEPT * row_blocks + row_block; // of rows
   constexpr int C = P::Y::COLUMN;
   return partials + ((block * COLUMN_SUMS + number) * SUM_COLUMNS + row.read[C] + column.read[C]);
 }
@@ -278,42 +339,30 @@ DEVICE void add_up(P part, Added (&added)[VALUES_N], I row_block, I row_blocks, 
     }
   }
 }
+
+// Whether this block is the last of all that have put down partial sums of a block of rows; if these are many, the last
+// of a group has added up that group's.
+template <class P> DEVICE bool is_summed(P, I row, double *partials, int *counters) {
+  if (ROW_GROUPS == 1) return is_last(counters, TILES_IN_ALL);
+  constexpr int ROWS = P::BATCH / P::KEPT * ((P::M + BM - 1) / BM), ARRIVALS = P::KEPT * ((P::N + BN - 1) / BN);
+  const int group = row / GROUP_ROWS, first = group * GROUP_ROWS;
+  const int count = ROWS - first < GROUP_ROWS ? ROWS - first : GROUP_ROWS;
+  if (!is_last(counters + P::FIRST_GROUP + group, count * ARRIVALS)) return false;
+  constexpr I WIDTH = (I)COLUMN_SUMS * SUM_COLUMNS;
+  for (I i = threadIdx.x; i < WIDTH; i += THREADS) {
+    double total = 0;
+#pragma unroll 8
+    for (int r = 0; r < count; r++) total += fresh(partials + (P::FIRST_BLOCK + first + r) * WIDTH + i);
+    partials[(SUMMED_ROWS + P::FIRST_GROUP + group) * WIDTH + i] = total;
+  }
+  return is_last(counters + ROW_GROUPS, ROW_GROUPS);
+}
 #endif
 
-// Per column of a block's results their mean and the sum of squared deviations from it, [row block][2][column].
-// Threads add up what they hold, then one for each column adds the lines, in order.
-template <class P>
-DEVICE void describe(P, Values &sum, I block, I z, I first_m, I first_n, T *statistics, T *space) {
-  T *lines = space, *means = space + LINES * BN;
-  const int count = P::M - first_m < BM ? (int)(P::M - first_m) : BM;
-#pragma unroll
-  for (int power = 1; power <= 2; power++) {
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < VALUES_N; j++) {
-      T s = 0;
-#pragma unroll
-      for (int i = 0; i < VALUES_M; i++) {
-        const T d = power == 1 ? value(sum, i, j) : value(sum, i, j) - means[column_at(j)];
-        if (row_at(i) < count) s += power == 1 ? d : d * d;
-      }
-      lines[line_of() * BN + column_at(j)] = s;
-    }
-    __syncthreads();
-    for (int c = threadIdx.x; c < BN; c += THREADS) {
-      T s = 0;
-      for (int l = 0; l < LINES; l++) s += lines[l * BN + c];
-      if (power == 1) s /= count;
-      means[c] = s;
-      if (first_n + c < P::N) statistics[(block * 2 + power - 1) * (P::BATCH * P::N) + z * P::N + first_n + c] = s;
-    }
-  }
-}
-
 // One block's tile of the result of a part. While tiles in one half of shared memory are multiplied, the next ones are
-// on their way through registers to the other half.
+// on their way through registers to the other half. True for a block that has more to do, for others as well.
 template <class P>
-DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, T *statistics,
+DEVICE bool multiply(P part, I block, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, int *counters,
                      T *tiles EXTRAS) {
   typedef typename P::A A;
   typedef typename P::B B;
@@ -357,32 +406,52 @@ DEVICE void multiply(P part, I block, T *y, const T *__restrict__ a, const T *__
       __syncthreads();
     }
   }
+#if SLICES > 1
+  const I tile = P::FIRST_TILE + block % (P::BATCH * ROW_BLOCKS * COLUMN_BLOCKS);
+  if (!gather(part, sum, tile, slice, z, first_m, first_n, sums, counters)) return false;
+  counters += COUNTERS_OF_SLICES;
+#endif
   Added added[VALUES_N] = {};
-  store(part, sum, slice, z, first_m, first_n, added, y, sums PASSED);
-#if COLUMN_SUMS && SLICES == 1
+  store(part, sum, z, first_m, first_n, added, y PASSED);
+#if COLUMN_SUMS
   add_up(part, added, row_block, ROW_BLOCKS, z, first_n, partials, (double *)tiles);
+  if (IS_JOINED) return is_summed(part, z / P::KEPT * ROW_BLOCKS + row_block, partials, counters);
+#elif IS_JOINED
+  return is_last(counters, TILES_IN_ALL);
 #endif
-#if STATISTICS
-  describe(part, sum, row_block, z, first_m, first_n, statistics, tiles);
-#endif
+  return false;
 }
 
 #define RUN_TILES(PART, BEGIN, END) \
-  if (block >= BEGIN && block < END) multiply(PART(), block - BEGIN, y, a, b, sums, statistics, tiles PASSED);
+  if (block >= BEGIN && block < END && !multiply(PART(), block - BEGIN, y, a, b, sums, counters, tiles PASSED)) return;
 
-// y = a * b, summed; with SLICES > 1: sums[slice][element] instead; with STATISTICS or COLUMN_SUMS: these per block of
-// rows, too. y, a, b: arrays of any strides; sums [SLICES][SUMS]; statistics [row blocks][2][columns]; partials [row
-// blocks][COLUMN_SUMS][SUM_COLUMNS].
+// y = a * b, summed; with COLUMN_SUMS these too, per block of rows, and if IS_JOINED all that is made of them, and what
+// is behind. y, a, b: arrays of any strides; sums [SLICES][SUMS]; partials [blocks of rows, groups of them][COLUMN_SUMS]
+// [SUM_COLUMNS]; counters: zeros, and zeros again afterwards.
 // Grid: a block of THREADS for each BM x BN tile of the result, each slice and each part; 2 BK (BM + BN + 2 PAD) T's of
 // shared memory. Floor: 2 BATCH M N K FLOP, and a, b and y moved once.
 extern "C" __global__ void __launch_bounds__(THREADS, TOGETHER)
-    contract(T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, T *statistics EXTRAS) {
+    contract(T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums, int *counters EXTRAS) {
 #if IS_TILED
   __shared__ __align__(16) T tiles[2 * BK * (BM + PAD + BN + PAD)];
-  static_assert(!STATISTICS || (LINES + 1) * BN <= 2 * BK * (BM + PAD + BN + PAD), "describe has room");
   static_assert(!COLUMN_SUMS || LINES * BN * 8 <= (int)sizeof(tiles), "add_up has room");
   const I block = blockIdx.x;
   EACH_TILED(RUN_TILES)
+#if IS_JOINED
+  // the last block of all
+#if COLUMN_SUMS
+  for (I c = threadIdx.x; c < SUM_COLUMNS; c += THREADS) {
+//@ reads
+    double s[COLUMN_SUMS] = {};
+#pragma unroll 8
+    for (int r = FIRST_SUMMED; r < LAST_SUMMED; r++)
+#pragma unroll
+      for (int n = 0; n < COLUMN_SUMS; n++) s[n] += fresh(partials + ((I)(r * COLUMN_SUMS + n) * SUM_COLUMNS + c));
+//@ finish
+  }
+#endif
+//@ behind
+#endif
 #endif
 }
 
@@ -394,14 +463,16 @@ DEVICE T changed(O operand, T x, const typename O::Place &row, const typename O:
 
 // One element of a part's result, by one thread: its number is z, there are no rows and no columns.
 template <class P>
-DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums EXTRAS) {
+DEVICE void add_terms(P, I tile, I slice, I z, T *y, const T *__restrict__ a, const T *__restrict__ b, T *sums,
+                      int *counters EXTRAS) {
   typename P::A left;
   typename P::B right;
   typename P::Y result;
   const I start = SLICES > 1 ? (I)((i64)slice * P::K / SLICES) : 0;
   const I stop = SLICES > 1 ? (I)((i64)(slice + 1) * P::K / SLICES) : P::K;
   T sum = 0;
-  if (P::K > 0) {
+  const bool is_there = z < P::BATCH;
+  if (P::K > 0 && is_there) {
     const typename P::A::Place a_row = left.row(z, 0);
     const typename P::B::Place b_row = right.row(z, 0);
 #pragma unroll 4
@@ -413,10 +484,20 @@ DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *_
                changed(right, b[b_row.at + b_step.at], b_row, b_step PASSED);
     }
   }
-  if (SLICES > 1) {
-    sums[slice * SUMS + P::FIRST + z] = sum;
-    return;
-  }
+#if SLICES > 1
+  T *mine = sums + P::FIRST + z;
+  if (is_there) mine[slice * SUMS] = sum;
+  const bool is_whole = is_added(tile, slice, counters, [&](int first, int count, int apart, bool is_all) {
+    if (!is_there) return;
+    double total = 0;
+#pragma unroll 4
+    for (int s = 0; s < count; s++) total += fresh(mine + (I)(first + s * apart) * SUMS);
+    if (is_all) sum = (T)total;
+    else mine[(I)first * SUMS] = (T)total;
+  });
+  if (!is_whole) return;
+#endif
+  if (!is_there) return;
   const typename P::Y::Place row = result.row(z, 0), column = result.step(0);
   Pack<T, 1> found = {{sum}};
   result.finished(found, row, column, nullptr PASSED);
@@ -426,92 +507,19 @@ DEVICE void add_terms(P, I slice, I z, T *y, const T *__restrict__ a, const T *_
 #define RUN_EACH(PART, BEGIN, END)                                                                                  \
   if (block >= BEGIN && block < END) {                                                                              \
     constexpr I BLOCKS = (PART::BATCH + THREADS - 1) / THREADS;                                                     \
-    const I z = (block - BEGIN) % BLOCKS * THREADS + threadIdx.x;                                                   \
-    if (z < PART::BATCH) add_terms(PART(), (block - BEGIN) / BLOCKS, z, y, a, b, sums PASSED);                      \
+    const I tile = (block - BEGIN) % BLOCKS;                                                                        \
+    add_terms(PART(), PART::FIRST_TILE + tile, (block - BEGIN) / BLOCKS, tile * THREADS + threadIdx.x, y, a, b, sums, \
+              counters PASSED);                                                                                     \
   }
 
 // As `contract`, with a thread for each element of the result: where hardly anything that is read serves two of them,
 // as in channel-wise convolutions. Grid: per part and slice, a block for THREADS elements.
 // No shared memory. Floor: a, b and y moved once.
 extern "C" __global__ void __launch_bounds__(THREADS) contract_each(T *y, const T *__restrict__ a,
-                                                                    const T *__restrict__ b, T *sums EXTRAS) {
+                                                                    const T *__restrict__ b, T *sums,
+                                                                    int *counters EXTRAS) {
 #if IS_EACH
   const I block = blockIdx.x;
   EACH_ELEMENT(RUN_EACH)
-#endif
-}
-
-// The sum of all slices of element e is total; store what becomes of it.
-template <class P> DEVICE void finish(P, I e, double total, T *y, Added *added EXTRAS) {
-  typename P::Y result;
-  const I n = e % P::N, m = e / P::N % P::M;
-  const typename P::Y::Place row = result.row(e / (P::N * P::M), m), column = result.step(n);
-  Pack<T, 1> found = {{(T)total}};
-  result.finished(found, row, column, added PASSED);
-  if (KEEPS_Y) y[row.at + column.at] = found.v[0];
-}
-
-#define FINISH(PART) \
-  if (e >= PART::FIRST && e < PART::FIRST + PART::BATCH * PART::M * PART::N) \
-    finish(PART(), e - PART::FIRST, total, y, nullptr PASSED);
-
-#if COLUMN_SUMS
-// 32 columns of ROWS_OF_SLICES rows of a part: each warp takes every eighth row, a thread for each column.
-template <class P>
-DEVICE void finish_rows(P part, I block, T *y, const T *__restrict__ sums, double (*space)[COLUMN_SUMS][32] EXTRAS) {
-  constexpr I COLUMN_BLOCKS = (P::N + 31) / 32, ROW_BLOCKS = (P::M + ROWS_OF_SLICES - 1) / ROWS_OF_SLICES;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const I first_n = block % COLUMN_BLOCKS * 32, row_block = block / COLUMN_BLOCKS % ROW_BLOCKS;
-  const I z = block / (COLUMN_BLOCKS * ROW_BLOCKS), n = first_n + lane;
-  Added added = {};
-  for (int r = warp; r < ROWS_OF_SLICES; r += 8) {
-    const I m = row_block * ROWS_OF_SLICES + r;
-    if (m >= P::M || n >= P::N) continue;
-    const I e = (z * P::M + m) * P::N + n;
-    double total = 0;
-#pragma unroll 8
-    for (int s = 0; s < SLICES; s++) total += sums[(I)s * SUMS + P::FIRST + e];
-    finish(part, e, total, y, &added PASSED);
-  }
-#pragma unroll
-  for (int number = 0; number < COLUMN_SUMS; number++) space[warp][number][lane] = added[number];
-  __syncthreads();
-  for (int i = threadIdx.x; i < COLUMN_SUMS * 32; i += 256) {
-    const int number = i / 32, c = i % 32;
-    double total = 0;
-    for (int w = 0; w < 8; w++) total += space[w][number][c];
-    if (first_n + c < P::N) *partial_of(part, row_block, ROW_BLOCKS, z, first_n + c, number, partials) = total;
-  }
-}
-
-#define FINISH_ROWS(PART, BEGIN, END) \
-  if (block >= BEGIN && block < END) finish_rows(PART(), block - BEGIN, y, sums, space PASSED);
-#endif
-
-// y = the slices' sums, added in order, in double. sums [SLICES][SUMS]. Grid: a block of 32 x 8 threads for each 32
-// elements; the thread (e, s) adds the slices s, s + 8, ... With COLUMN_SUMS: a block for each 32 columns of
-// ROWS_OF_SLICES rows, which are added up as well. Shared memory: 2 KB; with COLUMN_SUMS, 2 KB for each. Floor: sums
-// read once, y written once.
-extern "C" __global__ void __launch_bounds__(256) add_slices(T *y, const T *__restrict__ sums EXTRAS) {
-#if SLICES > 1 && COLUMN_SUMS
-  __shared__ double space[8][COLUMN_SUMS][32];
-  const I block = blockIdx.x;
-  EACH_BLOCK(FINISH_ROWS)
-#elif SLICES > 1
-  __shared__ double shared[8][32];
-  const int lane = threadIdx.x % 32, first = threadIdx.x / 32;
-  const I e = (I)blockIdx.x * 32 + lane;
-  double mine = 0;
-  if (e < SUMS) {
-#pragma unroll 4
-    for (int s = first; s < SLICES; s += 8) mine += sums[(I)s * SUMS + e];
-  }
-  shared[first][lane] = mine;
-  __syncthreads();
-  if (first == 0 && e < SUMS) {
-    double total = 0;
-    for (int s = 0; s < 8; s++) total += shared[s][lane];
-    EACH_PART(FINISH)
-  }
 #endif
 }

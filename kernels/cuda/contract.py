@@ -35,7 +35,8 @@ THREADS_EACH = 128  # of a block where each thread makes an element
 LATENCY = 450  # cycles until the next tile has come from the second cache
 BASE_ALIGNMENT = 16  # bytes of the longest load
 MOST_COLUMN_SUMS = 8  # sums of one contraction: what a thread holds of them has to find room
-ROWS_OF_SLICES = 32  # rows of which `add_slices` makes one partial sum
+MOST_JOINED = 2048  # columns whose sums the last block finishes; more of them are a kernel's work
+ONE_GROUP = 8, 32  # slices, and rows of partial sums, that one block adds up; of more, groups are added up before
 
 
 # what is said about a call ------------------------------------------------------------------------------------------
@@ -85,6 +86,16 @@ class Summed(NamedTuple):
     start: int = 0
 
 
+class Behind(NamedTuple):
+    """What the last block does when all others are done: C statements over the arrays e0, e1, ...
+
+    threads share the work as they do within a block, of which there are THREADS; arrays: the numbers of those used.
+    """
+
+    lines: tuple[str, ...]
+    arrays: tuple[int, ...]
+
+
 class Tail(NamedTuple):
     """What becomes of the sums s0, s1, ... that are finished: C statements, over what is read, and results.
 
@@ -101,10 +112,10 @@ class Slots(NamedTuple):
 
     types      : dtypes of the other arrays, in the order of their numbers; those that are only read share no memory
                  with y and with what is written
-    statistics : per block of rows and per column, mean and squared deviations of what is stored (`Statistics`)
     preamble   : C text before everything, for functions that the expressions call
     stores     : more results, element by element
     sums, kept : sums over all dimensions of y but those kept; tail: what becomes of them
+    behind     : what is done when everything else is
     keeps_y    : whether y itself is stored
     is_aligned : whether all other arrays start at multiples of 16 bytes, so that neighbours can be moved at once
 
@@ -115,12 +126,12 @@ class Slots(NamedTuple):
     b: Change | None = None
     y: Change | None = None
     types: tuple[str, ...] = ()
-    statistics: bool = False
     preamble: str = ""
     stores: tuple[Stored, ...] = ()
     sums: tuple[Summed, ...] = ()
     kept: tuple[int, ...] = ()
     tail: Tail | None = None
+    behind: Behind | None = None
     keeps_y: bool = True
     is_aligned: bool = False
 
@@ -128,17 +139,6 @@ class Slots(NamedTuple):
     def is_about_y(self) -> bool:
         """Whether something is to be done with the elements of y."""
         return self.y is not None or bool(self.stores) or bool(self.sums)
-
-
-class Statistics(NamedTuple):
-    """The array of statistics [blocks, 2, columns]; each block describes `rows` of the `total` rows, the last the rest.
-
-    Columns are the batch's indices and then b's, in the order of the nest.
-    """
-
-    shape: tuple[int, int, int]
-    rows: int
-    total: int
 
 
 class Layout(NamedTuple):
@@ -236,9 +236,9 @@ def _tiles(itemsize: int, is_tensor: bool, burden: Burden = NO_BURDEN) -> list[T
             held = ((1 + burden.own[0]) * m + (1 + burden.own[1]) * n) * k // tile.threads
             held += burden.common * BASE_ALIGNMENT // itemsize
             lines = 8 * rows if is_tensor else m // rows
-            described = lines * n * 8 if burden.has_sums else (lines + 1) * n * itemsize
+            summed = lines * n * 8 if burden.has_sums else 0
             shared = shared_elements(tile, itemsize) * itemsize
-            fits = described <= shared <= launch.STATIC_SHARED_BYTES and tile.threads % k == 0
+            fits = summed <= shared <= launch.STATIC_SHARED_BYTES - 16 and tile.threads % k == 0
             most = 76 if tile.threads >= 256 and not is_tensor else 96  # so that two large blocks have room
             most -= 48 if burden.has_sums and tile.threads < 128 else 0  # much for few threads, and sums in double
             fits = fits and (burden.stored < 3 or values * burden.stored * itemsize <= 4 * 64)
@@ -275,8 +275,18 @@ def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> f
     products = steps * tile.m * tile.n * tile.k / rate / min(1.0, together * tile.threads / 32 / 6)
     loads = steps * (tile.m + tile.n) * tile.k * itemsize / 40
     waiting = -(-each // together) * (longest * LATENCY + 1500)
-    ends = 3500 + slices * elements * itemsize * 2 / (PROCESSORS * 20) if slices > 1 else 0.0
+    group, groups = _groups(slices, ONE_GROUP[0])
+    ends = 0.0
+    if slices > 1:  # to put down sums, to count, and to read again those of a group, and of all groups
+        ends = 1500 * (1 + (groups > 1)) + (group + groups) * tile.m * tile.n * itemsize / 64
+        ends += slices * elements * itemsize / (PROCESSORS * 20)
     return max(products, loads, waiting) + 0.2 * (products + loads) + ends
+
+
+def _groups(count: int, most: int) -> tuple[int, int]:
+    """(how many make a group, groups): one group of up to `most`, otherwise about as many groups as each has members."""
+    size = max(count, 1) if count <= most else math.isqrt(count - 1) + 1
+    return size, -(-count // size)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -309,10 +319,10 @@ def _is_empty(nest: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _slices(nests: tuple[Any, ...], itemsize: int, is_tensor: bool, statistics: bool) -> int:
-    """Into how many slices the terms are cut: from the nests alone, since scratch memory depends on it."""
+def _slices(nests: tuple[Any, ...], itemsize: int, is_tensor: bool) -> int:
+    """Into how many slices the terms are cut."""
     parts = tuple([_named(nest) for nest in nests if not _is_empty(nest)])
-    if statistics or not parts:
+    if not parts:
         return 1
     turned = tuple([(batch, n, m, k) for batch, m, n, k in parts])
     found = [best_tile(p, itemsize, is_tensor) for p in (parts, turned)]
@@ -329,23 +339,6 @@ def is_tensor_core(dtype: Any, precision: str) -> bool:
 @functools.lru_cache(maxsize=4)
 def _capability(library: Any) -> int:
     return int(library.cuda.Device().compute_capability)
-
-
-def contract_scratch(nests: Sequence[Any], *, dtype: Any, precision: str = "float32", slots: Slots = NONE) -> Scratch:
-    """Scratch of `contract_all` without sums: ((shape, dtype), ...). With sums `plan(...).scratch` says it."""
-    dtype = np.dtype(dtype)
-    slices = _slices(tuple(nests), dtype.itemsize, is_tensor_core(dtype, precision), slots.statistics)
-    if slices == 1:
-        return ()
-    return (((slices, sum(math.prod(_named(nest)[:3]) for nest in nests)), dtype.name),)
-
-
-def statistics_of(nest: Any, *, dtype: Any, precision: str = "float32") -> Statistics:
-    """What the statistics of a nest's result look like."""
-    dtype = np.dtype(dtype)
-    batch, m, n, k = _named(nest)
-    tile = best_tile(((batch, m, n, k),), dtype.itemsize, is_tensor_core(dtype, precision), 1)[0]
-    return Statistics((-(-m // tile.m), 2, batch * n), tile.m, m)
 
 
 # from a nest to C text ------------------------------------------------------------------------------------------------
@@ -444,14 +437,13 @@ class _Nest:
         self.a = _Side(nest.a, a, sizes, slots.a, True)
         self.b = _Side(nest.b, b, sizes, slots.b, True)
         kept, terms = sorted(_indices(nest.y)), range(len(sizes))
-        is_named = slots.statistics or not all(sizes)  # where an empty array's elements would lie, nobody knows
+        is_named = not all(sizes)  # where an empty array's elements would lie, nobody knows
         in_a = _indices(nest.a) if is_named else {i for i in kept if self.a.moves(i)}
         in_b = _indices(nest.b) if is_named else {i for i in kept if self.b.moves(i)}
         self.batch = [i for i in kept if i in in_a and i in in_b]
         self.rows = [i for i in kept if i not in in_b]
         self.columns = [i for i in kept if i in in_b and i not in in_a]
         self.terms = [i for i in terms if i not in kept]
-        self.is_ordered = slots.statistics
         self.kept: set[int] | None = None  # indices of the dimensions that sums keep
         if slots.sums:
             self.kept = {i for i in _indices([nest.y[d] for d in slots.kept]) if sizes[i] != 1}
@@ -481,8 +473,6 @@ class _Nest:
     @property
     def is_turned(self) -> bool:
         """Whether rows and columns should change places: columns are few, or lie side by side in y."""
-        if self.is_ordered:
-            return False
         if self.kept is not None and self.has_columns(False) != self.has_columns(True):
             return self.has_columns(True)
         m, n = self.size(self.rows), self.size(self.columns)
@@ -498,7 +488,7 @@ class _Nest:
     def is_each(self) -> bool:
         """Whether the numbers read serve one or two elements each, and neighbours of the batch lie side by side."""
         m, n, batch = self.size(self.rows), self.size(self.columns), self.size(self.batch)
-        if self.is_ordered or batch == 1 or min(m, n) > 2 or self.size(self.terms) == 0:
+        if batch == 1 or min(m, n) > 2 or self.size(self.terms) == 0:
             return False
         beside = any(abs(s.at.along(i)) == 1 and self.sizes[i] > 1 for i in self.batch for s in (self.a, self.b))
         return beside or self.size(self.terms) <= 32
@@ -683,31 +673,39 @@ class _Part(NamedTuple):
     sizes: Sizes
 
 
+class _First(NamedTuple):
+    """Where a part begins: in the sums of a slice, in tiles, rows of partial sums, groups of these."""
+
+    sum: int = 0
+    tile: int = 0
+    block: int = 0
+    group: int = 0
+
+
 def _written(
-    name: str, nest: _Nest, first: int, first_block: int, sums: int, itemsize: int, slots: Slots, width: int
-) -> _Part:
+    name: str, nest: _Nest, first: _First, sums: int, itemsize: int, slots: Slots, width: int
+) -> _Part:  # fmt: skip
     y, a, b = nest.y, nest.a, nest.b
     batch, rows, columns = nest.batch, nest.rows, nest.columns
     kept = [i for i in batch if nest.kept is not None and i in nest.kept]
     if nest.is_each:  # every element is a matter of its own
         batch, rows, columns = [*batch, *rows, *columns], [], []
         z = nest.axes(batch, [y.at, a.at, b.at])
-    elif nest.is_ordered:
-        z = nest.axes(sorted(batch), [])
     else:
         z = nest.axes([i for i in batch if i not in kept], [y.at]) + nest.axes(kept, [y.at])
     m = nest.axes(rows, [y.at])
-    n = nest.axes(sorted(columns), []) if nest.is_ordered else nest.axes(columns, [y.at])
+    n = nest.axes(columns, [y.at])
     k = nest.axes(nest.terms, [a.at, b.at])
     sizes: Sizes = nest.size(batch), nest.size(rows), nest.size(columns), nest.size(nest.terms)
     ys, as_, bs = _Writer(y, z, m, n, slots), _Writer(a, z, m, k, slots), _Writer(b, z, n, k, slots)
     vector = min(width, ys.vector(itemsize, n))
     widest = min(width, BASE_ALIGNMENT // itemsize)
-    sums_v = next(v for v in (4, 2, 1) if v <= widest and not any(x % v for x in (sizes[2], first, sums)))
+    sums_v = next(v for v in (4, 2, 1) if v <= widest and not any(x % v for x in (sizes[2], first.sum, sums)))
     text = (
         f"struct {name} {{\n"
-        f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]}, FIRST = {first};\n"
-        f"  static constexpr I KEPT = {nest.size(kept)}, FIRST_BLOCK = {first_block};\n"
+        f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]}, FIRST = {first.sum};\n"
+        f"  static constexpr I KEPT = {nest.size(kept)}, FIRST_TILE = {first.tile}, FIRST_BLOCK = {first.block};\n"
+        f"  static constexpr int FIRST_GROUP = {first.group};\n"
         f"  static constexpr int SUMS_V = {sums_v};\n"
         + _struct("A", as_, "BM", ("m", "k"), itemsize, (sizes[1], sizes[3]))
         + _struct("B", bs, "BN", ("n", "k"), itemsize, (sizes[2], sizes[3]))
@@ -723,14 +721,14 @@ def _objection(found: Sequence[_Nest], y: Layout, slots: Slots) -> str:
     covered = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
     if slots.is_about_y and covered != math.prod(y.shape):
         return "the nests leave out elements of y; a change of y has no value for these."
-    if slots.statistics and len(found) > 1:
-        return "statistics are those of one nest."
-    if slots.statistics and slots.sums:
-        return "sums and statistics do not go together."
     if len(slots.sums) > MOST_COLUMN_SUMS:
         return f"there are {len(slots.sums)} sums; {MOST_COLUMN_SUMS} at most find room."
-    if slots.sums and any(nest.is_each for nest in found):
-        return "each thread makes one element; there are no columns to add up."
+    if (slots.sums or slots.behind) and any(nest.is_each for nest in found):
+        return "each thread makes one element; there are no columns to add up, and no block is the last."
+    if slots.behind and not found:
+        return "y is empty, so no block is the last."
+    if slots.behind and slots.sums and math.prod(y.shape[d] for d in slots.kept) > MOST_JOINED:
+        return "a kernel of its own finishes the sums of so many columns; the last block comes too early."
     if slots.sums and found and not all(nest.has_columns(found[0].is_turned) for nest in found):
         return "sums keep other dimensions than those along which only a, or only b, moves."
     return ""
@@ -739,10 +737,11 @@ def _objection(found: Sequence[_Nest], y: Layout, slots: Slots) -> str:
 class Plan:
     """Kernels for nests over arrays of known layouts.
 
-    slices, tile, tiled_blocks, each_blocks, added_blocks : how the work is cut
-    tiled_text, each_text, sums_text : the sources of kernels that make tiles, single elements, and sums of columns; ""
-        where there are none
-    scratch : arrays that a run wants, ((shape, dtype), ...), at addresses that are multiples of 16 bytes
+    slices, tile, tiled_blocks, each_blocks : how the work is cut
+    tiled_text, each_text : the sources of kernels that make tiles and single elements; "" where there are none
+    sums_text : that of the kernel that finishes sums of columns, where the last block does not
+    scratch  : arrays that a run wants, ((shape, dtype), ...), at addresses that are multiples of 16 bytes
+    counters : how many numbers (int32) a run wants besides: zeros, and zeros again when it is done
     """
 
     def __init__(
@@ -756,70 +755,69 @@ class Plan:
         self.is_turned = bool(found) and found[0].is_turned
         for nest in found if self.is_turned else []:
             nest.turn()
-        self.slices = slices = _slices(nests, itemsize, is_tensor, slots.statistics)
+        self.slices = slices = _slices(nests, itemsize, is_tensor)
         self.sums = sums = sum(nest.size([*nest.batch, *nest.rows, *nest.columns]) for nest in found)
         self.covers = sums == math.prod(y.shape)
         shapes = [(n.size(n.batch), n.size(n.rows), n.size(n.columns), n.size(n.terms)) for n in found if not n.is_each]
         self.tile = tile = best_tile(tuple(shapes), itemsize, is_tensor, slices, _burden(slots, self.is_turned))[0]
         width = 2 if tile.is_tensor else min(4, tile.columns)
         largest = max([abs(x) for nest in found for x in _reaches(nest)] + [slices * sums], default=0)
-        parts: list[str] = []
-        tiled: list[str] = []
-        each: list[str] = []
-        added: list[str] = []
-        first, blocks, row_blocks, self.added_blocks = 0, [0, 0], 0, 0
-        for number, nest in enumerate(found):
-            part = _written(f"Part{number}", nest, first, row_blocks, sums, itemsize, slots, width)
-            batch, m, n, _ = part.sizes
-            if nest.is_each:
-                count, into = -(-batch // THREADS_EACH), each
-            else:
-                count, into = batch * -(-m // tile.m) * -(-n // tile.n), tiled
-            begin = blocks[nest.is_each]
-            blocks[nest.is_each] += count * slices
-            into.append(f"DO(Part{number}, {begin}, {blocks[nest.is_each]})")
-            parts.append(part.text)
-            first += batch * m * n
-            if nest.kept is not None:
-                rows = -(-m // (tile.m if slices == 1 else ROWS_OF_SLICES))
-                row_blocks += batch // nest.size([i for i in nest.batch if i in nest.kept]) * rows
-                begin, self.added_blocks = self.added_blocks, self.added_blocks + batch * rows * -(-n // 32)
-                added.append(f"DO(Part{number}, {begin}, {self.added_blocks})")
-        self.tiled_blocks, self.each_blocks = blocks
         self.sum_columns = math.prod(y.shape[d] for d in slots.kept)
-        partials = row_blocks, len(slots.sums), self.sum_columns
+        rows = _Rows([_row_count(nest, tile) for nest in found] if slots.sums else [])
+        is_joined = bool(slots.behind) or (0 < self.sum_columns <= MOST_JOINED and rows.count > 0)
+        parts: list[str] = []
+        lines: dict[bool, list[str]] = {False: [], True: []}
+        first, blocks = _First(), {False: 0, True: 0}
+        for number, nest in enumerate(found):
+            part = _written(f"Part{number}", nest, first, sums, itemsize, slots, width)
+            batch, m, n, _ = part.sizes
+            tiles = -(-batch // THREADS_EACH) if nest.is_each else batch * -(-m // tile.m) * -(-n // tile.n)
+            begin = blocks[nest.is_each]
+            blocks[nest.is_each] += tiles * slices
+            lines[nest.is_each].append(f"DO(Part{number}, {begin}, {blocks[nest.is_each]})")
+            parts.append(part.text)
+            first = _First(first.sum + batch * m * n, first.tile + tiles, *rows.first(number + 1))
+        self.tiled_blocks, self.each_blocks = blocks[False], blocks[True]
+        group_slices, slice_groups = _groups(slices, ONE_GROUP[0])
+        of_slices = first.tile * (slice_groups + 1) if slices > 1 else 0
+        self.counters = of_slices + (rows.groups + 1 if is_joined else 0)
+        partials = rows.count + rows.groups, len(slots.sums), self.sum_columns
         self.scratch: Scratch = (((slices, sums), self.dtype.name),) if slices > 1 else ()
         self.scratch += ((partials, "float64"),) if slots.sums else ()
-        is_large = max(largest, *blocks, math.prod(partials)) + max(tile.m, tile.n) * tile.k >= 1 << 31
+        is_large = max(largest, *blocks.values(), math.prod(partials)) + max(tile.m, tile.n) * tile.k >= 1 << 31
         shape = ("WARPS_M", "WARPS_N") if tile.is_tensor else ("TM", "TN")
-        written = {stored.array for stored in slots.stores}
         constants = {
             "T": self.dtype, "WHOLE": "i64" if is_large else "int", "NATURAL": "u64" if is_large else "unsigned",
             "BM": tile.m, "BN": tile.n, "BK": tile.k, "TENSOR": tile.is_tensor, "PAD": _padding(tile, itemsize),
             shape[0]: tile.rows, shape[1]: tile.columns,
-            "TOGETHER": 2 if tile.threads >= 256 else 1, "SLICES": slices, "SUMS": sums, "STATISTICS": slots.statistics,
-            "EACH_TILED(DO)": " ".join(tiled), "EACH_ELEMENT(DO)": " ".join(each), "EACH_BLOCK(DO)": " ".join(added),
-            "EACH_PART(DO)": " ".join(f"DO(Part{i})" for i in range(len(parts))),
+            "TOGETHER": 2 if tile.threads >= 256 else 1, "SLICES": slices, "SUMS": sums,
+            "GROUP_SLICES": group_slices, "COUNTERS_OF_SLICES": of_slices, "TILES_IN_ALL": first.tile,
+            "EACH_TILED(DO)": " ".join(lines[False]), "EACH_ELEMENT(DO)": " ".join(lines[True]),
             "KEEPS_Y": slots.keeps_y, "COLUMN_SUMS": len(slots.sums), "SUM_COLUMNS": self.sum_columns,
-            "ROWS_OF_SLICES": ROWS_OF_SLICES,
-            "EXTRAS": (", double *partials" if slots.sums else "") + _parameters(slots.types, written),
+            "IS_JOINED": is_joined, "GROUP_ROWS": rows.of_group, "ROW_GROUPS": rows.groups, "SUMMED_ROWS": rows.count,
+            "FIRST_SUMMED": rows.summed.start, "LAST_SUMMED": rows.summed.stop,
+            "EXTRAS": (", double *partials" if slots.sums else "") + _parameters(slots.types, _written_arrays(slots)),
             "PASSED": (", partials" if slots.sums else "") + "".join(f", e{i}" for i in range(len(slots.types))),
         }  # fmt: skip
         text = launch.text_of("contract.cu").replace("//@ parts\n", slots.preamble + "\n" + "".join(parts))
+        reads, finish = _finish_of_sums(slots, y)
+        text = text.replace("//@ reads\n", _indented(reads, 4)).replace("//@ finish\n", _indented(finish, 4))
+        text = text.replace("//@ behind\n", _indented(_behind(slots), 2))
         given = tuple(constants.items())
         only_tiled = (("THREADS", tile.threads), ("IS_TILED", 1), ("IS_EACH", 0))
         only_each = (("THREADS", THREADS_EACH), ("IS_TILED", 0), ("IS_EACH", 1))
-        self.tiled_text = launch.source(text, (*given, *only_tiled)) if tiled else ""
-        self.each_text = launch.source(text, (*given, *only_each)) if each else ""
-        self.warps = 32 if row_blocks >= 512 and len(slots.sums) <= 4 else 8
-        self.sums_text = _sums_text(self, y, row_blocks) if slots.sums and self.sum_columns else ""
+        self.tiled_text = launch.source(text, (*given, *only_tiled)) if self.tiled_blocks else ""
+        self.each_text = launch.source(text, (*given, *only_each)) if self.each_blocks else ""
+        self.warps = 32 if rows.count >= 512 and len(slots.sums) <= 4 else 8
+        needs_kernel = slots.sums and self.sum_columns and not is_joined
+        self.sums_text = _sums_text(self, y, rows.count) if needs_kernel else ""
         self.zeros: Plan | None = None
         if not self.covers:
             self.zeros = Plan((_nothing(y.shape),), y, _NO_LAYOUT, _NO_LAYOUT, dtype, False, NONE)
 
     def run(
-        self, y: Array, a: Array, b: Array, extras: tuple[Array, ...] = (), statistics: Array = None,
-        scratch: tuple[Array, ...] = (),
+        self, y: Array, a: Array, b: Array, extras: tuple[Array, ...] = (), scratch: tuple[Array, ...] = (),
+        counters: Array = None,
     ) -> None:  # fmt: skip
         """Fill y (None if the slots do not keep it), and what else the slots make."""
         y = y if self.slots.keeps_y else a
@@ -829,19 +827,45 @@ class Plan:
             a, b = b, a
         sums = scratch[0] if self.slices > 1 else y
         others = (*scratch[-1:], *extras) if self.slots.sums else extras
+        counters = counters if self.counters else 0  # no address
         if self.tiled_text:
             kernel = launch.compiled(self.tiled_text, "contract")
-            described = y if statistics is None else statistics
-            kernel(self.tiled_blocks, self.tile.threads, (y, a, b, sums, described, *others))
+            kernel(self.tiled_blocks, self.tile.threads, (y, a, b, sums, counters, *others))
         if self.each_text:
             kernel = launch.compiled(self.each_text, "contract_each")
-            kernel(self.each_blocks, THREADS_EACH, (y, a, b, sums, *others))
-        if self.slices > 1:
-            kernel = launch.compiled(self.tiled_text or self.each_text, "add_slices")
-            kernel(self.added_blocks or -(-self.sums // 32), 256, (y, sums, *others))
+            kernel(self.each_blocks, THREADS_EACH, (y, a, b, sums, counters, *others))
         if self.sums_text:
             kernel = launch.compiled(self.sums_text, "add_rows")
             kernel(-(-self.sum_columns // 8), 32 * self.warps, others)
+
+
+def _row_count(nest: _Nest, tile: Tile) -> int:
+    """Rows of partial sums that a nest makes."""
+    assert nest.kept is not None
+    apart = nest.size([i for i in nest.batch if i not in nest.kept])
+    return apart * -(-nest.size(nest.rows) // tile.m)
+
+
+class _Rows:
+    """Rows of partial sums, those of each part, and groups of them.
+
+    of_group : rows of a group; summed: what is added up in the end, all rows, or what groups have made of them, which
+    stands behind the rows
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._counts, self.count = counts, sum(counts)
+        if self.count <= ONE_GROUP[1]:
+            self.of_group, self.groups, self.summed = max(self.count, 1), 1, range(self.count)
+        else:
+            self.of_group = _groups(self.count, ONE_GROUP[1])[0]
+            self.groups = sum(-(-n // self.of_group) for n in counts)
+            self.summed = range(self.count, self.count + self.groups)
+
+    def first(self, number: int) -> tuple[int, int]:
+        """The first row and the first group of a part."""
+        before = self._counts[:number]
+        return sum(before), sum(-(-n // self.of_group) for n in before) if self.groups > 1 else 0
 
 
 def _parameters(types: Sequence[str], written: set[int]) -> str:
@@ -850,36 +874,54 @@ def _parameters(types: Sequence[str], written: set[int]) -> str:
     return "".join(f", {c} *e{i}" if i in written else f", const {c} *__restrict__ e{i}" for i, c in enumerate(kinds))
 
 
-def _sums_text(plan: Plan, y: Layout, blocks: int) -> str:
-    """The kernel that adds up partial sums and does what is to be done with them."""
-    slots, columns = plan.slots, plan.sum_columns
+def _written_arrays(slots: Slots) -> set[int]:
+    """The numbers of the other arrays that the kernel writes, or that its last block reads when others have."""
+    stores = (*slots.stores, *(slots.tail.stores if slots.tail else ()))
+    found = {x.array for x in stores} | {x.array for x in slots.sums if x.array is not None}
+    return found | set(slots.behind.arrays if slots.behind else ())
+
+
+def _indented(lines: Sequence[str], depth: int) -> str:
+    return "".join(" " * depth + line + "\n" for line in lines)
+
+
+def _behind(slots: Slots) -> list[str]:
+    """What the last block does at last; before it, it may have finished sums."""
+    if slots.behind is None:
+        return []
+    return ["{", *(["__syncthreads();"] if slots.sums else []), *slots.behind.lines, "}"]
+
+
+def _finish_of_sums(slots: Slots, y: Layout) -> tuple[list[str], list[str]]:
+    """C lines for column c: what is read, and what becomes of the sums s[0], s[1], ..."""
     tail = slots.tail or Tail(())
-    sizes = [(d, y.shape[d]) for d in sorted(slots.kept)]
+    columns, sizes = math.prod(y.shape[d] for d in slots.kept), [(d, y.shape[d]) for d in sorted(slots.kept)]
 
     def place(strides: Sequence[int], start: int) -> str:
         terms, inner = [str(start)], columns
         for d, size in sizes:
-            inner //= size
+            inner //= max(size, 1)
             if strides[d] and size > 1:
                 terms.append(f"c / {inner} % {size} * {strides[d]}")
         return " + ".join(terms)
 
     kinds = [launch.CTYPES[t] for t in slots.types]
-    reads = [(read, kinds[read.array], place(read.strides, read.start)) for read in tail.reads]
-    read_lines = [f"  const {c} {r.name} = is_mine ? e{r.array}[{at}] : ({c})0;\n" for r, c, at in reads]
-    lines = [f"const double s{n} = s[{n}];" for n in range(len(slots.sums))] + list(tail.lines)
+    reads = [f"const {kinds[r.array]} {r.name} = e{r.array}[{place(r.strides, r.start)}];" for r in tail.reads]
+    lines = [f"const double s{n} = s[{n}];" for n in range(len(slots.sums))] + [x.strip() for x in tail.lines]
     results = [Stored(f"s{n}", x.array, x.strides, x.start) for n, x in enumerate(slots.sums) if x.array is not None]
-    results += tail.stores
-    for stored in results:
-        at = place(stored.strides, stored.start)
-        lines.append(f"e{stored.array}[{at}] = ({kinds[stored.array]})({stored.text});")
-    text = launch.text_of("contract_sums.cu").replace("//@ reads\n", "".join(read_lines))
-    text = text.replace("//@ finish\n", "".join(f"    {line.strip()}\n" for line in lines))
-    text = text.replace("//@ preamble\n", slots.preamble + "\n")
+    for x in (*results, *tail.stores):
+        lines.append(f"e{x.array}[{place(x.strides, x.start)}] = ({kinds[x.array]})({x.text});")
+    return reads, lines
+
+
+def _sums_text(plan: Plan, y: Layout, blocks: int) -> str:
+    """The kernel that adds up partial sums and does what is to be done with them."""
+    reads, finish = _finish_of_sums(plan.slots, y)
+    text = launch.text_of("contract_sums.cu").replace("//@ preamble\n", plan.slots.preamble + "\n")
+    text = text.replace("//@ reads\n", _indented(reads, 4)).replace("//@ finish\n", _indented(finish, 4))
     return launch.source(text, (
-        ("T", plan.dtype), ("COLUMN_SUMS", len(slots.sums)), ("COLUMNS", columns), ("BLOCKS", blocks),
-        ("WARPS", plan.warps),
-        ("EXTRAS", _parameters(slots.types, {stored.array for stored in results})),
+        ("T", plan.dtype), ("COLUMN_SUMS", len(plan.slots.sums)), ("COLUMNS", plan.sum_columns), ("BLOCKS", blocks),
+        ("WARPS", plan.warps), ("EXTRAS", _parameters(plan.slots.types, _written_arrays(plan.slots))),
     ))  # fmt: skip
 
 
@@ -934,25 +976,18 @@ def objection(
 
 def contract_all(
     y: Array, a: Array, b: Array, nests: Sequence[Any], *, precision: str = "float32", slots: Slots = NONE,
-    extras: tuple[Array, ...] = (), statistics: Array = None, scratch: tuple[Array, ...] = (),
+    extras: tuple[Array, ...] = (), scratch: tuple[Array, ...] = (), counters: Array = None,
 ) -> None:  # fmt: skip
     """y = sums of products of a and b, by all nests together; zero where none of them gives a value.
 
-    precision  : "float32", or "tf32": on tensor cores, products of numbers rounded to 10 bits (float32 arrays alone)
-    extras     : the other arrays that `slots` read; statistics: an array of `statistics_of(nest).shape`
-    scratch    : arrays as `contract_scratch` says
+    precision : "float32", or "tf32": on tensor cores, products of numbers rounded to 10 bits (float32 arrays alone)
+    extras    : the other arrays that `slots` read and write
+    scratch, counters : arrays as `Plan.scratch` and `Plan.counters` say
     """
     found = plan(nests, layout_of(y), layout_of(a), layout_of(b), dtype=y.dtype, precision=precision, slots=slots)
-    found.run(y, a, b, extras, statistics, scratch)
+    found.run(y, a, b, extras, scratch, counters)
 
 
 def contract(y: Array, a: Array, b: Array, nest: Any, **options: Any) -> None:
     """`contract_all` for one nest."""
     contract_all(y, a, b, (nest,), **options)
-
-
-def merge_statistics(mean: Array, var: Array, parts: Array, *, rows: int, count: int) -> None:
-    """mean and population variance [columns] from statistics [blocks, 2, columns], see `Statistics`."""
-    blocks, _, columns = parts.shape
-    kernel = launch.kernel("contract_statistics.cu", "merge_statistics", T=parts.dtype)
-    kernel(-(-columns // 8), 256, (mean, var, parts, blocks, columns, rows, count))

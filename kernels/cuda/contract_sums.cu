@@ -14,7 +14,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) add_rows(const double *
   const int lane = threadIdx.x % 8, first = threadIdx.x / 8, warp = threadIdx.x / 32;
   const i64 c = (i64)blockIdx.x * 8 + lane;
   const bool is_mine = first == 0 && c < COLUMNS;
-//@ reads
   double s[COLUMN_SUMS];
 #pragma unroll
   for (int n = 0; n < COLUMN_SUMS; n++) s[n] = 0;
@@ -38,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) add_rows(const double *
 #pragma unroll
       for (int w = 0; w < WARPS; w++) s[n] += shared[w][n][lane];
     }
+//@ reads
 //@ finish
   }
 }

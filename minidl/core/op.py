@@ -54,6 +54,8 @@ class Op:
     contraction rule: (*inputs, **params) -> the op as sums of products of its two inputs (see `core.contraction`)
     assembly rule: (*inputs, **params) -> for each input the slices (start, count, step) of the result where it stands;
             slices do not overlap, and the rest is 0
+    sums    rule: (y, *inputs, **params) -> for each result what adding it up over all dimensions but the last gives
+            (a number for each position along that), or None where nobody knows better than by adding; y: the results
     domain  interval from which tests draw the inputs of a MAP op
     samples rule: random generator -> list of `case(...)`, for tests
     """
@@ -77,6 +79,7 @@ class Op:
         self.vjp_rules: tuple[Rule | None, ...] | None = None
         self.contraction_rule: Rule | None = None
         self.assembly_rule: Rule | None = None
+        self.sums_rule: Rule | None = None
         self.kernels: dict[str, Rule] = {}  # a user's kernel for a device
         self.is_users = False  # declared outside of minidl
         self.home = ""  # module and name of the function that declared it
@@ -156,6 +159,11 @@ class Op:
     def assembly(self, rule: Rule) -> Rule:
         """Declare that the result is its operands put in place: rule(*specs, **params) gives, for each, slices."""
         self.assembly_rule = rule
+        return rule
+
+    def sums(self, rule: Rule) -> Rule:
+        """Declare what sums of results are: rule(y, *inputs, **params) gives one for each result, None if unknown."""
+        self.sums_rule = rule
         return rule
 
     def input_type(self, i: int) -> str:

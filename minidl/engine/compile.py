@@ -18,6 +18,7 @@ from minidl.engine.plan import plan_memory, plan_phases
 from minidl.engine.program import ExactProgram, NativeProgram, Program
 from minidl.engine.recompute import recomputed
 from minidl.engine.slots import openable, opened, riding, slotted
+from minidl.engine.sums import known_sums
 from minidl.engine.winograd import winograd
 
 CACHED_BYTES = 1 << 24  # what surely stays in a GPU's second cache: up to here no memory is used twice
@@ -37,6 +38,7 @@ def compile_graph(
         return ExactProgram(used)
     if not hasattr(backend, "bind_loop"):
         return ExactProgram(used)
+    graph = known_sums(backend.view)(simplify(graph))
     if getattr(backend, "is_native", lambda: False)():
         graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
         layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
@@ -55,6 +57,7 @@ def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exac
         return ExactProgram(graph)
     one = on_one_device(graph if is_exact else simplify(graph))
     if not is_exact:
+        one = known_sums(backend.view)(simplify(one))
         one = simplify(expand(backend.has_kernel)(simplify(one)))
     if not all(backend.has_kernel(node.op) for node in one.nodes):
         return ExactProgram(graph)

@@ -127,12 +127,12 @@ class _Chooser:
         x = node.inputs[0]
         for source in (self._within.get(x), x):
             if source is not None:
-                found = _viewed(self.graph, self.access[source], node, self._view)
+                found = viewed(self.graph, self.access[source], node, self._view)
                 if found is not None:
                     break
         if found is None:
             source = self.copied(x, where=node.where)
-            found = _viewed(self.graph, self.access[source], node, self._view)
+            found = viewed(self.graph, self.access[source], node, self._view)
         assert found is not None, f"{node.op.name} of a dense array is a view"
         self.access[node.outputs[0]] = found
         self.nodes.append(dataclasses.replace(node, inputs=(source,)))
@@ -222,7 +222,7 @@ class _Chooser:
         for node in self._readers.get(x, []) if depth else []:
             y, seen = node.outputs[0], None
             if node.op.kind is VIEW:
-                seen = _viewed(self.graph, self.access[x], node, self._view)
+                seen = viewed(self.graph, self.access[x], node, self._view)
                 if seen is None:
                     order = [d for d in memory_order(shape, self.access[x].strides) if shape[d] > 1]
                     found -= self.graph.specs[x].size
@@ -409,7 +409,7 @@ def _is_c_order(spec: Spec, a: Access) -> bool:
     return True
 
 
-def _viewed(graph: Graph, a: Access, node: Node, view: Callable[..., Any]) -> Access | None:
+def viewed(graph: Graph, a: Access, node: Node, view: Callable[..., Any]) -> Access | None:
     """Access of a view, found by letting the backend make it on a stand-in of the right strides."""
     x = graph.specs[node.inputs[0]]
     stand_in, base = _stand_in(x, a)

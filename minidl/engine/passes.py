@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -147,16 +147,23 @@ def expand(has_kernel: Callable[[Op], bool]) -> Callable[[Graph], Graph]:
 def splice(
     graph: Graph, node: Node, is_kept: Callable[[Op], bool], kept: list[Node], names: dict[Id, Any]
 ) -> None:
+    """Append a node to those kept, or what its body is made of."""
     op = node.op
     if is_kept(op):
         kept.append(node)
         return
-    numbers: dict[int, Any] = {}
     roots = [abstract(graph.specs[x]) if isinstance(x, Id) else x for x in node.inputs]
-    for root, x in zip(roots, node.inputs):
-        if isinstance(root, DLArray):
-            numbers[id(root._value)] = x
-    tape, results = body_calls(op, roots, node.params)
+    numbers = {id(root._value): x for root, x in zip(roots, node.inputs) if isinstance(root, DLArray)}
+    tape, results = calls_of(op.body, roots, node.params)
+    for inner in nodes_of(graph, tape, numbers, node):
+        splice(graph, inner.renamed(names), is_kept, kept, names)
+    for y, value in zip(node.outputs, results):
+        name = numbers[id(value)]
+        names[y] = names.get(name, name)
+
+
+def nodes_of(graph: Graph, tape: Tape, numbers: dict[int, Any], node: Node) -> Iterator[Node]:
+    """The calls of a tape as nodes in the place of one; numbers: those of the values that there are, by their id."""
     for call in tape.calls:
         for value in call.inputs:
             if isinstance(value, Value) and id(value) not in numbers:  # an array that the body made by itself
@@ -167,18 +174,14 @@ def splice(
         for value in call.outputs:
             numbers[id(value)] = graph.new(value.spec)
             made.append(numbers[id(value)])
-        inner = Node(call.op, read, call.params, tuple(made), node.where, node.is_gradient)
-        splice(graph, inner.renamed(names), is_kept, kept, names)
-    for y, value in zip(node.outputs, results):
-        name = numbers[id(value)]
-        names[y] = names.get(name, name)
+        yield Node(call.op, read, call.params, tuple(made), node.where, node.is_gradient)
 
 
-def body_calls(op: Op, inputs: list[Any], params: dict[str, Any]) -> tuple[Tape, list[Value]]:
-    """The calls that an op's body makes, and its results, without computing anything."""
+def calls_of(function: Any, inputs: list[Any], params: dict[str, Any]) -> tuple[Tape, list[Value]]:
+    """The calls that an op's body, or another rule, makes, and its results, without computing anything."""
     tape = Tape(everything=True)
     with alone(tape):
-        result = op.body(*inputs, **params)  # type: ignore[misc]
+        result = function(*inputs, **params)
     return tape, [y._value for y in (result if isinstance(result, tuple) else (result,))]
 
 

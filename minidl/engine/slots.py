@@ -337,14 +337,15 @@ def _sooner(tasks: Sequence[Task]) -> list[Task]:
 
 # tails and ends ---------------------------------------------------------------------------------------------------
 def _with_tails(tasks: list[Task], layout: Layout, objection: Objection) -> list[Task]:
-    """Loops after contractions in their tails and ends, each where everything that it reads is there."""
+    """Loops after contractions in their tails and ends, each where everything that it reads is there: of several that
+    can take a loop, that is the one that has to wait for most."""
     k = 0
     while k < len(tasks):
         loop = tasks[k].work
         if isinstance(loop, Loop):
-            for c in range(k - 1, -1, -1):
-                if loop.reads.isdisjoint(tasks[c].writes):
-                    continue
+            makers = [c for c in range(k) if not loop.reads.isdisjoint(tasks[c].writes)]
+            level = _levels(tasks[:k]) if len(makers) > 1 else [0] * k
+            for c in sorted(makers, key=lambda c: (level[c], c), reverse=True):
                 fused, at = fused_of(layout, tasks[c]), _moment(tasks, c, k)
                 if fused is None or at is None:
                     continue
@@ -358,6 +359,16 @@ def _with_tails(tasks: list[Task], layout: Layout, objection: Objection) -> list
                     break
         k += 1
     return tasks
+
+
+def _levels(tasks: list[Task]) -> list[int]:
+    """How many tasks, one after the other, make what each one reads."""
+    made: dict[Id, int] = {}
+    found = []
+    for task in tasks:
+        found.append(max([made.get(x, 0) for x in task.reads], default=0))
+        made.update(dict.fromkeys(task.writes, found[-1] + 1))
+    return found
 
 
 def _moment(tasks: list[Task], c: int, k: int) -> int | None:

@@ -144,6 +144,10 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
     return ndarray(_poisoned(shape, dtype))
 
 
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    return ndarray(_poisoned(shape, dtype, np.zeros(shape, dtype)))
+
+
 def asarray(a: Any, dtype: Any = None) -> ndarray:
     if isinstance(a, ndarray):
         return a if dtype is None or a.dtype == dtype else ndarray(a._host.astype(dtype))

@@ -455,7 +455,7 @@ def test_captures_that_cannot_end():
 
 # CuPy ---------------------------------------------------------------------------------------------------------------
 NAMES = [
-    "ndarray", "empty", "asarray", "asnumpy", "RawModule", "RawKernel", "get_default_memory_pool",
+    "ndarray", "empty", "zeros", "asarray", "asnumpy", "RawModule", "RawKernel", "get_default_memory_pool",
     "lib.stride_tricks.as_strided", "linalg.solve", "linalg.lstsq", "cuda.is_available", "cuda.Device", "cuda.Stream",
     "cuda.Event", "cuda.get_elapsed_time", "cuda.UnownedMemory", "cuda.MemoryPointer",
     "cuda.get_current_stream", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",

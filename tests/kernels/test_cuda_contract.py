@@ -103,13 +103,22 @@ class Problem:
 
     def run(self, device, **options):
         """The result on the device, in the order that was asked for, everything else poisoned."""
-        precision, slots = options.get("precision", "float32"), options.get("slots", module.NONE)
-        made = module.contract_scratch(self.nests, dtype=self.dtype, precision=precision, slots=slots)
-        scratch = tuple(device.empty(*each) for each in made)
         y = device.empty(self.shape, self.dtype)
-        a, b = map(device.array, self.inputs)
-        module.contract_all(y, a, b, self.nests, scratch=scratch, **options)
+        contract(device, y, *map(device.array, self.inputs), self.nests, **options)
         return y.get()
+
+
+def contract(device, y, a, b, nests, **options):
+    """`contract_all` with scratch and counters, twice: counters are zeros again after each run. Gives the plan."""
+    layouts = [module.layout_of(x) for x in (y, a, b)]
+    about = {name: x for name, x in options.items() if name in ("precision", "slots")}
+    plan = module.plan(nests, *layouts, dtype=y.dtype, **about)
+    options["counters"] = device.array(np.zeros(plan.counters, "int32"))
+    for _ in range(2):
+        scratch = tuple(device.empty(*each) for each in plan.scratch)
+        module.contract_all(y, a, b, nests, scratch=scratch, **options)
+        assert not options["counters"].get().any()
+    return plan
 
 
 def convolution(op, name, dtype, random):
@@ -188,8 +197,7 @@ def test_layouts(dtype, step, offset, device, random):
         _, a = put(device, problem.inputs[0], order=order, step=step, offset=offset)
         _, b = put(device, problem.inputs[1], order=(4, 2, 1, 0, 3), step=step, offset=offset)
         room, y = laid(device, np.empty(problem.shape, dtype), order, step, offset)
-        made = module.contract_scratch(problem.nests, dtype=dtype)
-        module.contract_all(y, a, b, problem.nests, scratch=tuple(device.empty(*each) for each in made))
+        contract(device, y, a, b, problem.nests)
         close(y.get(), problem.expected(), TOLERANCE[dtype])
         assert np.isfinite(room.get()).sum() == y.size
 
@@ -204,9 +212,7 @@ def test_transposed_products(precision, device, random):
                 right = device.array(np.ascontiguousarray(b.T)).transpose(1, 0) if turn_b else device.array(b)
                 y = device.empty((52, 70), "float32").transpose(1, 0) if turn_y else device.empty((70, 52), "float32")
                 nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec(b.shape))
-                made = module.contract_scratch(nests, dtype="float32", precision=precision)
-                scratch = tuple(device.empty(*each) for each in made)
-                module.contract(y, left, right, nests[0], precision=precision, scratch=scratch)
+                contract(device, y, left, right, nests, precision=precision)
                 close(y.get(), a.astype("float64") @ b, 1e-5 if precision == "float32" else 2e-3)
 
 
@@ -216,8 +222,7 @@ def test_pages_that_are_one(device, random):
     pages = device.library.lib.stride_tricks.as_strided(device.array(b), (3, 30, 17), (0, *b.strides))
     y = device.empty((3, 20, 17), "float64")
     nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec((3, 30, 17)))
-    made = module.contract_scratch(nests, dtype="float64")
-    module.contract_all(y, device.array(a), pages, nests, scratch=tuple(device.empty(*each) for each in made))
+    contract(device, y, device.array(a), pages, nests)
     close(y.get(), a @ b, 1e-12)
 
 
@@ -269,14 +274,30 @@ def test_doubles_are_not_rounded(device, random):
 def test_slices(dtype, device, random):
     """Long sums are cut into slices whose sums are added in order; how many, the shapes alone decide."""
     problem = convolution("conv_weight_grad", "digits 2", dtype, random)
-    (((slices, elements), kind),) = module.contract_scratch(problem.nests, dtype=dtype)
+    y, a, b = device.empty(problem.shape, dtype), *map(device.array, problem.inputs)
+    (((slices, elements), kind),) = contract(device, y, a, b, problem.nests).scratch
     assert slices > 4 and elements == math.prod(problem.shape) and kind == dtype
     found = []
     for seed in device.orders():
         device.set_order(seed)
         found.append(problem.run(device))
     assert all(np.array_equal(x, found[0]) for x in found)
-    assert module.contract_scratch(problem.nests, dtype=dtype, slots=Slots(statistics=True)) == ()
+
+
+@pytest.mark.parametrize("op, a, b, slices", [
+    ("matmul", (70, 900), (900, 5), 5), ("matmul", (70, 900), (900, 5), 8), ("matmul", (70, 900), (900, 5), 9),
+    ("conv_weight_grad", (3, 9, 9, 2), (3, 9, 9, 2), 7), ("conv_weight_grad", (3, 9, 9, 2), (3, 9, 9, 2), 27),
+])
+def test_any_number_of_slices(op, a, b, slices, device, random, monkeypatch):
+    """One group of slices or several, the last one whole or not; tiles, and elements by themselves."""
+    monkeypatch.setattr(module, "_slices", lambda *rest: slices)
+    module._plan.cache_clear()
+    params = {"size": (2, 3, 3), "stride": (1, 1), "dilation": (1, 1), "padding": ((1, 1), (1, 1))}
+    problem = Problem(op, (random.normal(size=a), random.normal(size=b)), params if op != "matmul" else {}, "float64")
+    for seed in device.orders():
+        device.set_order(seed)
+        close(problem.run(device), problem.expected(), 1e-12)
+    module._plan.cache_clear()
 
 
 @pytest.mark.parametrize("itemsize, is_tensor, tolerance", [(4, False, 1e-5), (8, False, 1e-12), (4, True, 2e-3)])
@@ -344,37 +365,6 @@ def test_slots_of_parts_and_slices(name, op, dtype, device, random):
     close(found, np.maximum(y, 0) + extra, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")])
-@pytest.mark.parametrize("name", ["digits 1", "digits 2", "digits 3", "prime sizes", "groups", "1-D", "no channels"])
-def test_statistics(name, dtype, precision, device, random):
-    """Mean and variance per channel of what is stored, for data far from zero."""
-    problem = convolution("conv", name, dtype, random)
-    bias = 100 + random.normal(size=problem.shape[-1])
-    along = (0,) * (len(problem.shape) - 1) + (1,)
-    slots = Slots(y=Change("x + bias", (Read("bias", 0, along),)), types=(dtype,), statistics=True)
-    about = module.statistics_of(problem.nests[0], dtype=dtype, precision=precision)
-    found = []
-    for seed in device.orders():
-        device.set_order(seed)
-        parts = device.empty(about.shape, dtype)
-        extras = (device.array(bias.astype(dtype)),)
-        y = problem.run(device, precision=precision, slots=slots, extras=extras, statistics=parts)
-        mean, var = (device.empty((about.shape[2],), dtype) for _ in range(2))
-        module.merge_statistics(mean, var, parts, rows=about.rows, count=about.total)
-        found.append((mean.get(), var.get()))
-        rows = y.reshape(-1, y.shape[-1]).astype("float64")
-        assert about.shape[2] == rows.shape[1] and about.total == len(rows)
-        close(found[-1][0], rows.mean(0), TOLERANCE[dtype])
-        np.testing.assert_allclose(found[-1][1], rows.var(0), rtol=100 * TOLERANCE[dtype], atol=100 * TOLERANCE[dtype])
-    assert all(np.array_equal(x, found[0]) for x in found)
-
-
-def test_statistics_are_those_of_one_nest(device, random):
-    problem = convolution("conv_input_grad", "digits 2", "float32", random)
-    with pytest.raises(ValueError, match="one nest"):
-        problem.run(device, slots=Slots(statistics=True))
-
-
 # more results, sums ---------------------------------------------------------------------------------------------------
 def run_plan(device, problem, slots, extras, precision="float32", layout=None):
     """(y or None, the plan): everything by a plan made for the arrays, the results among the extras poisoned before."""
@@ -385,7 +375,9 @@ def run_plan(device, problem, slots, extras, precision="float32", layout=None):
     assert module.objection(problem.nests, *layouts, **about) == ""
     plan = module.plan(problem.nests, *layouts, **about)
     scratch = tuple(device.empty(*each) for each in plan.scratch)
-    plan.run(y if slots.keeps_y else None, a, b, extras, scratch=scratch)
+    counters = device.array(np.zeros(plan.counters, "int32"))
+    plan.run(y if slots.keeps_y else None, a, b, extras, scratch, counters)
+    assert not counters.get().any()
     return (y.get() if slots.keeps_y else None), plan
 
 
@@ -462,6 +454,23 @@ def test_stores_and_sums(op, name, dtype, precision, device, random):
     close(averaged[:, 0], old[:, 0] * 0.75 + expected.sum(axes) / count * 0.25, tolerance)
     assert np.array_equal(averaged[:, 1], old[:, 1])
     close(squares, (t1**2).sum(axes) / count + old[:, 0], tolerance)
+
+
+@pytest.mark.parametrize("op, name", [("conv", "digits 2"), ("conv_input_grad", "digits 2"), ("conv_input_grad", "3-D")])
+def test_sums_in_groups(op, name, device, random, monkeypatch):
+    """Rows of partial sums, those of several parts too, in many groups, of which the last ones are not whole."""
+    monkeypatch.setattr(module, "ONE_GROUP", (1, 2))
+    module._plan.cache_clear()
+    test_stores_and_sums(op, name, "float64", "float32", device, random)
+    module._plan.cache_clear()
+
+
+def test_sums_of_many_columns(device, random, monkeypatch):
+    """The last block would have too much to do: a kernel of its own finishes them, with the same results."""
+    monkeypatch.setattr(module, "MOST_JOINED", 4)
+    module._plan.cache_clear()
+    test_stores_and_sums("conv", "digits 2", "float64", "float32", device, random)
+    module._plan.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -559,7 +568,6 @@ def test_sums_that_cannot_be(device, random):
     assert "only a, or only b" in objection(sums=(Summed("y"),), kept=(2, 3))
     assert "only a, or only b" in objection(sums=(Summed("y"),), kept=())
     assert "find room" in objection(sums=(Summed("y"),) * 9, kept=(3,))
-    assert "statistics" in objection(sums=(Summed("y"),), kept=(3,), statistics=True)
     problem = convolution("conv", "channel-wise", "float32", random)
     layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
     assert "one element" in objection(sums=(Summed("y"),), kept=(3,))

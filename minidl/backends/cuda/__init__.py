@@ -136,8 +136,8 @@ def _bind_contraction(op: Any, y: Any, inputs: list[Any], params: dict[str, Any]
             _plans.clear()
         nests = op.contraction_rule(a, b, **params)
         plan = _plans[key] = contract.plan(nests, *layouts, dtype=y.dtype, precision=precision.current())
-    scratch = _new_arrays(plan.scratch)
-    return lambda: plan.run(y, a, b, scratch=scratch)
+    scratch, counters = _new_arrays(plan.scratch), slots.new_counters(plan)
+    return lambda: plan.run(y, a, b, scratch=scratch, counters=counters)
 
 
 def dense(x: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from minidl.backends import precision
 from minidl.backends.cuda import printed
 from minidl.kernels.cuda import contract, launch
@@ -30,7 +32,13 @@ def bind_fused(fused: Any, flat: Callable[[Any], Any]) -> Callable[[], None]:
     slots = spelt.slots._replace(is_aligned=all(x.data.ptr % contract.BASE_ALIGNMENT == 0 for x in extras))
     plan = contract.plan(fused.nests, *layouts, dtype=fused.dtype, precision=precision.current(), slots=slots)
     scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
-    return lambda: plan.run(y, a, b, extras, scratch=scratch)
+    counters = new_counters(plan)
+    return lambda: plan.run(y, a, b, extras, scratch, counters)
+
+
+def new_counters(plan: Any) -> Any:
+    """What a plan counts its blocks with, at zero; None if it does not."""
+    return launch.cupy().zeros(plan.counters, np.int32) if plan.counters else None
 
 
 def _placed(place: Any, flat: Callable[[Any], Any]) -> Any:
