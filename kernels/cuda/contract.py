@@ -278,13 +278,13 @@ def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> f
     group, groups = _groups(slices, ONE_GROUP[0])
     ends = 0.0
     if slices > 1:  # to put down sums, to count, and to read again those of a group, and of all groups
-        ends = 1500 * (1 + (groups > 1)) + (group + groups) * tile.m * tile.n * itemsize / 64
+        ends = 2000 * (1 + (groups > 1)) + (group + groups) * tile.m * tile.n * itemsize / 64
         ends += slices * elements * itemsize / (PROCESSORS * 20)
     return max(products, loads, waiting) + 0.2 * (products + loads) + ends
 
 
 def _groups(count: int, most: int) -> tuple[int, int]:
-    """(how many make a group, groups): one group of up to `most`, otherwise about as many groups as each has members."""
+    """(how many make a group, groups): one group of up to `most`, otherwise about as many groups as members."""
     size = max(count, 1) if count <= most else math.isqrt(count - 1) + 1
     return size, -(-count // size)
 
@@ -703,9 +703,9 @@ def _written(
     sums_v = next(v for v in (4, 2, 1) if v <= widest and not any(x % v for x in (sizes[2], first.sum, sums)))
     text = (
         f"struct {name} {{\n"
-        f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]}, FIRST = {first.sum};\n"
-        f"  static constexpr I KEPT = {nest.size(kept)}, FIRST_TILE = {first.tile}, FIRST_BLOCK = {first.block};\n"
-        f"  static constexpr int FIRST_GROUP = {first.group};\n"
+        f"  static constexpr I BATCH = {sizes[0]}, M = {sizes[1]}, N = {sizes[2]}, K = {sizes[3]};\n"
+        f"  static constexpr I FIRST = {first.sum}, FIRST_TILE = {first.tile}, FIRST_BLOCK = {first.block};\n"
+        f"  static constexpr I KEPT = {nest.size(kept)}, FIRST_GROUP = {first.group};\n"
         f"  static constexpr int SUMS_V = {sums_v};\n"
         + _struct("A", as_, "BM", ("m", "k"), itemsize, (sizes[1], sizes[3]))
         + _struct("B", bs, "BN", ("n", "k"), itemsize, (sizes[2], sizes[3]))

@@ -1,7 +1,8 @@
 """Small loops that need each other as one task: one block of threads does them one after the other.
 
 Between two kernels that need each other lies a launch, between two loops of one block a barrier, which costs far less.
-So what is too small for more than one block (a softmax of a few scores, losses, numbers per channel) goes into one.
+So what is too small for more than one block (a softmax of a few scores, losses, numbers per channel) goes into one; and
+where it has to wait for a contraction, the last block of that does it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from minidl.core.spec import Spec
 from minidl.engine.branches import levels, needs
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.graph import Graph, Id, Node
+from minidl.engine.layout import Layout
 from minidl.engine.loops import Loop
 from minidl.engine.passes import splice
+from minidl.engine.slots import Fused, fused_of
 
 SMALL = 1 << 12  # iterations of a loop that one block does as soon as many would
 MOST_TASKS = 1000  # of a program; beyond it nothing is joined
 MOST_ARRAYS = 300  # of a block: a kernel has 4 KB for its parameters
+SMALL_BEHIND = 1 << 11  # iterations of a loop that the last block of a contraction does: it has fewer threads
 
 
 @dataclasses.dataclass
@@ -130,6 +134,54 @@ def _joined(tasks: list[Task]) -> Task:
     writes = [y for task in tasks for y in task.writes]
     reads = {x for task in tasks for x in task.reads} - set(writes)
     return Task(Block([task.work for task in tasks]), reads, writes)
+
+
+def behind(schedule: Schedule, objection: Callable[[Fused], str]) -> Schedule:
+    """Blocks that others wait for done by the last block of the contraction that they wait for longest.
+
+    objection : why the backend cannot do that; '' if it can
+    """
+    tasks = [task for _, task in _by_level(schedule.tasks)]
+    if len(tasks) > MOST_TASKS:
+        return schedule
+    j = 0
+    while j < len(tasks):
+        found = _with_behind(schedule.layout, tasks, j, objection)
+        if found is None:
+            j += 1
+        else:
+            i, fused = found
+            tasks[i] = Task(fused, fused.reads, fused.writes)
+            del tasks[j]
+            tasks, j = [task for _, task in _by_level(tasks)], 0
+    return Schedule(schedule.layout, tasks)
+
+
+def _by_level(tasks: Sequence[Task]) -> list[tuple[int, Task]]:
+    """(level, task), in order."""
+    return sorted(zip(levels(needs(tasks)), tasks), key=lambda pair: pair[0])
+
+
+def _with_behind(
+    layout: Layout, tasks: Sequence[Task], j: int, objection: Callable[[Fused], str]
+) -> tuple[int, Fused] | None:
+    """(the number of the contraction that task j waits for longest, the contraction with the task behind it)."""
+    work = tasks[j].work
+    loops = work.loops if isinstance(work, Block) else [work]
+    if not all(isinstance(x, Loop) and 0 < math.prod(x.sizes) <= SMALL_BEHIND for x in loops):
+        return None
+    needed = needs(tasks)
+    level = levels(needed)
+    latest = [i for i in needed[j] if level[i] == level[j] - 1]
+    if len(latest) != 1 or not any(j in mine for mine in needed):
+        return None
+    fused = fused_of(layout, tasks[latest[0]])
+    if fused is None:
+        return None
+    where = list(dict.fromkeys([*fused.where, *(line for x in loops for line in x.where)]))
+    fused = dataclasses.replace(fused, behind=(*fused.behind, *loops), where=where)
+    counts = [array_count(x) for x in (*fused.loads, fused.tail, fused.end, *fused.behind) if x is not None]
+    return (latest[0], fused) if sum(counts) <= MOST_ARRAYS and not objection(fused) else None
 
 
 def depth(schedule: Schedule) -> tuple[int, int]:

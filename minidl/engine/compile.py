@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minidl import backends
-from minidl.engine.blocks import depth, in_one_block, small_ones
+from minidl.engine.blocks import behind, depth, in_one_block, small_ones
 from minidl.engine.branches import side_by_side
 from minidl.engine.devices import DeviceProgram, goes_to_and_fro, is_elsewhere, on_one_device
 from minidl.engine.fuse import Schedule, calls, schedule
@@ -83,8 +83,8 @@ def _with_slots(graph: Graph, input_orders: Sequence[Sequence[int]], backend: An
         open_graph, bodies = opened(graph, chosen)
         open_graph = simplify(open_graph)
         layout = choose_layout(open_graph, input_orders, backend.needs_dense, backend.view)
-        tasks = slotted(schedule(layout), backend.objection)
+        tasks = slotted(schedule(layout, is_mapping=True), backend.objection)
         found = riding(tasks, bodies)
         if found == chosen:
-            return open_graph, in_one_block(tasks)
+            return open_graph, behind(in_one_block(tasks), backend.objection)
         chosen = found

@@ -10,7 +10,7 @@ from minidl.core.op import MAP, REDUCE, VIEW
 from minidl.engine.contract import Contract, contract_of
 from minidl.engine.graph import Id, Node
 from minidl.engine.layout import Layout, contractions_of
-from minidl.engine.loops import Loop, joined, kept_stores, loop_of, merged
+from minidl.engine.loops import Loop, joined, kept_stores, loop_of, merged, product_of
 
 MOST_ARRAYS = 16  # of one loop; more do not fit the machine's registers and address units
 SMALL = 4096  # iterations; below, joining siblings that share an input saves nothing
@@ -51,17 +51,22 @@ def calls(layout: Layout) -> Schedule:
     )
 
 
-def schedule(layout: Layout, *, is_fusing: bool = True, is_contracting: bool = False) -> Schedule:
+def schedule(
+    layout: Layout, *, is_fusing: bool = True, is_contracting: bool = False, is_mapping: bool = False
+) -> Schedule:
     """Tasks of a graph: its MAP and REDUCE nodes as loops, joined as far as that is right and useful.
 
     is_contracting: contractions are tasks of their own kind, not kernels (choose_layout has prepared them).
+    is_mapping: contractions with one term for each element are loops.
     """
     tasks: list[Task] = []
     for node in layout.graph.nodes:
         if node.op.kind is VIEW:
             continue
-        if node.op.kind in (MAP, REDUCE):
-            loop = loop_of(layout, node)
+        loop = loop_of(layout, node) if node.op.kind in (MAP, REDUCE) else None
+        if is_mapping and (nests := contractions_of(layout.graph, node)):
+            loop = product_of(layout, node, nests)
+        if loop is not None:
             if not is_fusing or not _join(tasks, loop):
                 tasks.append(Task(loop, loop.reads, loop.writes))
         elif is_contracting and (nests := contractions_of(layout.graph, node)):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from minidl.backends.loop import Access, Loop, Step, Store, Temp
+from minidl.core.contraction import Contraction
 from minidl.core.op import MAP
 from minidl.core.spec import DOUBLE, SINGLE
 from minidl.engine.graph import Id, Node
-from minidl.engine.layout import Layout, memory_order
+from minidl.engine.layout import Layout, flat_offset, flat_strides, memory_order
+
+PRODUCT = "({0} * {1})"
 
 
 def loop_of(layout: Layout, node: Node) -> Loop:
@@ -44,6 +49,32 @@ def loop_of(layout: Layout, node: Node) -> Loop:
         is_plain = all(target.strides)  # along dimensions of size 1 there is nothing to combine
         store = Store(args[0], target, made, "" if is_plain else node.op.text or "", node.op.identity)
     return Loop(tuple(shape[i] for i in order), steps, [store], [node.where] if node.where else [])
+
+
+def product_of(layout: Layout, node: Node, nests: Sequence[Contraction]) -> Loop | None:
+    """A sum of products that has but one term, such as an outer product, as a loop; None if there is more to it."""
+    if len(nests) != 1:
+        return None
+    (nest,), specs, access = nests, layout.graph.specs, layout.access
+    operands = [(x, at) for x, at in zip((*node.outputs, *node.inputs), (nest.y, nest.a, nest.b))]
+    dims = [d for d in flat_strides(nest, node, access) if d[0] != 1]
+    is_within = all(
+        low >= 0 and high < n
+        for x, at in operands
+        for (low, high), n in zip([s.bounds(nest.sizes) for s in at], specs[x].shape)
+    )
+    made = math.prod([n for n, *_ in dims])
+    if not is_within or made != specs[node.outputs[0]].size or not all(stride > 0 for _, stride, *_ in dims):
+        return None
+    dims.sort(key=lambda d: -d[1])
+    dtype = specs[node.outputs[0]].dtype.name
+    y, a, b = (
+        Access(access[x].buffer, flat_offset(at, access[x]), tuple([d[k + 1] for d in dims]))
+        for k, (x, at) in enumerate(operands)
+    )
+    steps = [Step("", (), dtype, access=a), Step("", (), dtype, access=b)]
+    steps.append(Step(PRODUCT, (Temp(0), Temp(1)), dtype, dtype))
+    return Loop(tuple([n for n, *_ in dims]), steps, [Store(Temp(2), y, dtype)], [node.where] if node.where else [])
 
 
 def _along(a: Access, order: list[int]) -> Access:

@@ -62,6 +62,7 @@ class Fused:
     loads  : of a, of b: a loop over the operand's dimensions whose one store, to MADE, is the number that is multiplied
     tail   : a loop over y's dimensions. What it loads from y's place is the finished sum of products
     end    : a loop over y's dimensions, that does not move along those that sums are taken over
+    behind : small loops, one after the other, when all of that is done
     """
 
     name: str
@@ -74,6 +75,7 @@ class Fused:
     end: Loop | None = None
     keeps_y: bool = True
     hidden: frozenset[Id] = frozenset()  # sums that only `end` reads
+    behind: tuple[Loop, ...] = ()
 
     @property
     def y(self) -> Id:
@@ -94,9 +96,9 @@ class Fused:
     @property
     def reads(self) -> set[Id]:
         found = {place.access.buffer for place in self.places[1:]}
-        for loop in (*self.loads, self.tail, self.end):
+        for loop in (*self.loads, self.tail, self.end, *self.behind):
             found |= loop.reads if loop else set()
-        made = {self.y, *self.sums, *(self.tail.writes if self.tail else [])}
+        made = {self.y, *(y for loop in (self.tail, self.end, *self.behind) if loop for y in loop.writes)}
         return found - made
 
     @property
@@ -104,7 +106,7 @@ class Fused:
         found = [self.y] if self.keeps_y else []
         for loop in (self.tail, self.end):
             found += [y for y in loop.writes if y not in self.hidden] if loop else []
-        return found
+        return found + [y for loop in self.behind for y in loop.writes]
 
     def __str__(self) -> str:
         lines = [self.name]
@@ -112,6 +114,7 @@ class Fused:
             lines += [f"load of {letter}: {_texts(loop)}"] if loop else []
         lines += [f"then {_texts(self.tail)}"] if self.tail else []
         lines += [f"then per column {_texts(self.end)}"] if self.end else []
+        lines += [f"at last {_texts(loop)}" for loop in self.behind]
         return "; ".join(lines)
 
 

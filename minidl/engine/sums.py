@@ -54,17 +54,18 @@ def _known(
         views.append(makers[x])
         x = makers[x].reads[0]
     maker = makers.get(x)
-    if maker is None or maker.op.sums_rule is None or not _adds_rows(graph, node, x, views[::-1], view):
+    sums = maker.op.sums_rule if maker else None
+    if maker is None or sums is None or not _adds_rows(graph, node, x, views[::-1], view):
         return None
     roots = [abstract(graph.specs[z]) if isinstance(z, Id) else z for z in (*maker.outputs, *maker.inputs)]
     numbers = {
         id(root._value): z for root, z in zip(roots, (*maker.outputs, *maker.inputs)) if isinstance(root, DLArray)
     }
-    shape, count = graph.specs[node.outputs[0]].shape, len(maker.outputs)
+    shape, count, at = graph.specs[node.outputs[0]].shape, len(maker.outputs), maker.outputs.index(x)
 
     def rule(*roots: Any, **params: Any) -> Any:
         """The sum, shaped as it is wanted; what the others are nobody asks."""
-        found = maker.op.sums_rule(tuple(roots[:count]), *roots[count:], **params)[maker.outputs.index(x)]
+        found = sums(tuple(roots[:count]), *roots[count:], **params)[at]
         return () if found is None else found.reshape(shape, Order="C")
 
     tape, results = calls_of(rule, roots, maker.params)

@@ -12,7 +12,9 @@ from minidl import adamupdate, dlaccelerate, dlarray, dlfeval, dlupdate, gpuArra
 from minidl.backends import use_backend
 from minidl.core.dlarray import DLArray
 from minidl.core.tree import flatten, paths
+from minidl.engine.branches import levels, needs
 from minidl.engine.devices import DeviceProgram
+from minidl.engine.graph import Node
 
 BATCH = 8
 ROUNDING = {"single": 1e-5, "double": 1e-12}
@@ -27,14 +29,14 @@ def example():
     return module
 
 
-def problem(example, kind):
+def problem(example, kind, batch=BATCH):
     """(parameters, images, digits, angles, state) of one mini-batch."""
     rng(0)
     parameters, state = example.modelParameters(10, 1)
     r = np.random.default_rng(1)
-    X = dlarray(r.normal(size=(28, 28, 1, BATCH)), "SSCB")
-    digits = dlarray(np.eye(10)[:, r.integers(0, 10, BATCH)])
-    angles = dlarray(r.uniform(-45, 45, (1, BATCH)))
+    X = dlarray(r.normal(size=(28, 28, 1, batch)), "SSCB")
+    digits = dlarray(np.eye(10)[:, r.integers(0, 10, batch)])
+    angles = dlarray(r.uniform(-45, 45, (1, batch)))
     return [dlupdate(lambda x: x.astype(kind), x) for x in (parameters, X, digits, angles, state)]
 
 
@@ -63,6 +65,21 @@ def test_gradients_of_the_whole_network(device, example, kind):
         assert_near(dlfeval(accelerated, *there), expected, ROUNDING[kind])
     dlfeval(accelerated, *there)
     assert accelerated.HitRate >= 50 and isinstance(accelerated.trace().program, DeviceProgram)
+
+
+def test_phases(device, example):
+    """The whole step with its solver: eight launches wait for one another, each contraction is one."""
+    parameters, X, digits, angles, state = (dlupdate(gpuArray, x) for x in problem(example, "single", 32))
+    step = dlaccelerate(example.modelStep)
+    p, s, m, v = parameters, state, [], []
+    for i in range(1, 3):
+        p, s, _, m, v = dlfeval(step, p, X, digits, angles, s, m, v, dlarray(np.float32(i)))
+    tasks = step.trace(-1).program.plan.schedule.tasks
+    assert 1 + max(levels(needs(tasks))) == 8 and len(tasks) <= 18
+    assert not any(isinstance(task.work, Node) for task in tasks)
+    shown = str(step.trace(-1))
+    for what in ("load of a: ", "; then t", "then per column", "at last "):
+        assert what in shown
 
 
 def test_prediction(device, example):

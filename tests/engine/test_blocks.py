@@ -19,6 +19,7 @@ from minidl.engine.compile import compile_graph
 from minidl.engine.devices import DeviceProgram
 from minidl.engine.fuse import Schedule, Task
 from minidl.engine.layout import order_of
+from minidl.engine.slots import Fused
 
 
 def compiled(function, *inputs):
@@ -103,3 +104,60 @@ def test_joining_keeps_the_order_and_makes_no_chain_longer(schedule):
         made.update(task.writes)
     assert made == {y for task in schedule.tasks for y in task.writes}
     assert depth(joined)[0] <= depth(schedule)[0] and len(needs(joined.tasks)) == len(joined.tasks)
+
+
+# behind contractions ----------------------------------------------------------------------------------------------
+def head(x, w, t):
+    y = m.softmax(w @ x, DataFormat="CB")
+    loss = m.crossentropy(y, t, DataFormat="CB")
+    return [y, loss, *dlgradient(loss, [x, w])]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("classes, features, batch", [(10, 40, 8), (10, 5000, 16), (2, 7, 3)])
+def test_what_is_small_is_done_by_the_last_block(device, classes, features, batch, dtype):
+    """A layer, its softmax, loss and their gradient: one launch, and one or two that wait for it."""
+    r = np.random.default_rng(0)
+    x, w = (dlarray(r.normal(size=n).astype(dtype)) for n in ((features, batch), (classes, features)))
+    t = dlarray(r.dirichlet(np.ones(classes), batch).T.astype(dtype))
+    expected = m.dlfeval(head, x, w, t)
+    program = compiled(lambda *inputs: m.dlfeval(head, *inputs), x, w, t)
+    tasks = program.plan.schedule.tasks
+    first = next(task.work for task in tasks if isinstance(task.work, Fused))
+    assert len(first.behind) >= 4 and depth(program.plan.schedule)[0] <= 2 and not blocks(program)
+    assert "at last " in str(program)
+    found = []
+    for order in device.orders():
+        device.set_order(order)
+        found += [run(program, x, w, t) for _ in range(2)]
+        assert_close(found[-1], expected, 1e-4 if dtype == "float32" else 1e-11)
+    for other in found[1:]:
+        assert_same(other, found[0])
+
+
+def test_what_nobody_waits_for_makes_no_kernel_longer(device):
+    def function(x, w):
+        y = x @ w
+        return y, m.sum(y[0] * 2)
+
+    r = np.random.default_rng(0)
+    program = compiled(function, *(dlarray(r.normal(size=(20, 20)).astype("f")) for _ in range(2)))
+    assert not any(task.work.behind for task in program.plan.schedule.tasks if isinstance(task.work, Fused))
+
+
+def test_what_waits_for_two_is_behind_none(device):
+    """It would have to wait for the other one as well."""
+
+    def function(x, w, v):
+        y = m.softmax((x @ w) + (w @ v), DataFormat="BC")
+        z = m.softmax((x @ v) * m.sum(m.softmax(w @ x, DataFormat="BC"), "all"), DataFormat="BC")
+        return y @ w, z @ v
+
+    r = np.random.default_rng(0)
+    inputs = [dlarray(r.normal(size=(20, 20)).astype("f")) for _ in range(3)]
+    program = compiled(function, *inputs)
+    assert_close(run(program, *inputs), function(*inputs), 1e-5)
+    for task in program.plan.schedule.tasks:
+        if isinstance(task.work, Fused):
+            made = {y for loop in task.work.behind for y in loop.writes} | set(task.work.writes)
+            assert all(loop.reads <= task.reads | made for loop in task.work.behind)

@@ -52,6 +52,7 @@ def depth(program):
 def no_blocks(monkeypatch):
     """Here what is small is to stay as it is: these tests are about contractions."""
     monkeypatch.setattr("minidl.engine.blocks.SMALL", 0)
+    monkeypatch.setattr("minidl.engine.blocks.SMALL_BEHIND", 0)
 
 
 def works(program):
@@ -228,6 +229,43 @@ def test_sums_do_not_wait_for_what_they_do_not_need(device):
     access = program.plan.schedule.layout.access
     assert access[outputs[3]].buffer in first.writes and access[outputs[2]].buffer not in first.writes
     assert max(errors(run(program, inputs), function(*inputs))) < 1e-5
+
+
+def test_a_tail_goes_to_the_contraction_that_waits_for_most(device):
+    """The second branch is longer, so what joins them waits for it in any case."""
+
+    def function(x, w, v):
+        return m.relu(m.tanh(m.tanh(x @ w) @ w) @ v + x @ v)
+
+    def other(x, w, v):
+        return m.relu(x @ v + m.tanh(m.tanh(x @ w) @ w) @ v)
+
+    r = np.random.default_rng(0)
+    inputs = [dlarray(r.normal(size=(9, 9)).astype("f")) for _ in range(3)]
+    for each in (function, other):
+        program = compiled(each, inputs)
+        assert len(works(program)) == 4 and depth(program) == 3
+        assert max(errors(run(program, inputs), [each(*inputs)])) < 1e-5
+
+
+def test_a_product_of_one_term_is_a_loop(device):
+    """An outer product joins what is made of it; a window that reaches beyond the image does not."""
+
+    def outer(x, w):
+        return m.relu(x[:, :1] @ w[:1] + 1)
+
+    r = np.random.default_rng(0)
+    inputs = [dlarray(r.normal(size=(9, 9)).astype("f")) for _ in range(2)]
+    program = compiled(outer, inputs)
+    (work,) = works(program)
+    assert isinstance(work, Loop) and max(errors(run(program, inputs), [outer(*inputs)])) < 1e-6
+
+    def scaled(x, w):
+        return m.dlconv(m.reshape(x, 9, 9, 1, 1), m.reshape(w[0, :4], 1, 1, 1, 4), 0, DataFormat="SSCB", Padding=1)
+
+    program = compiled(scaled, inputs)
+    assert not any(isinstance(work, Loop) and len(work.reads) > 1 for work in works(program)[:1])
+    assert max(errors(run(program, inputs), [scaled(*inputs)])) < 1e-6
 
 
 def test_exact_programs_stay_as_they_are(device):

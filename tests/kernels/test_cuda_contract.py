@@ -456,7 +456,9 @@ def test_stores_and_sums(op, name, dtype, precision, device, random):
     close(squares, (t1**2).sum(axes) / count + old[:, 0], tolerance)
 
 
-@pytest.mark.parametrize("op, name", [("conv", "digits 2"), ("conv_input_grad", "digits 2"), ("conv_input_grad", "3-D")])
+@pytest.mark.parametrize(
+    "op, name", [("conv", "digits 2"), ("conv_input_grad", "digits 2"), ("conv_input_grad", "3-D")]
+)
 def test_sums_in_groups(op, name, device, random, monkeypatch):
     """Rows of partial sums, those of several parts too, in many groups, of which the last ones are not whole."""
     monkeypatch.setattr(module, "ONE_GROUP", (1, 2))
@@ -515,6 +517,54 @@ def test_sums_of_products(a, b, turned, dtype, device, random):
         close(squares, (y.astype("float64") ** 2).sum(axes), 1e-14)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype, precision", [("float32", "float32"), ("float64", "float32"), ("float32", "tf32")])
+def test_sums_of_some_of_the_columns(turned, dtype, precision, device, random):
+    """y[b, s, c] from a[b, k] and w[k, s, c], summed over b and s: positions s become pages."""
+    a, w = random.normal(size=(21, 6)).astype(dtype), random.normal(size=(6, 9, 18)).astype(dtype)
+    subscripts = [tuple(map(index, axes)) for axes in ((0, 1, 2), (0, 3), (3, 1, 2))]
+    left, right = (w, a) if turned else (a, w)
+    nest = Contraction((21, 9, 18, 6), subscripts[0], *(subscripts[:0:-1] if turned else subscripts[1:]))
+    slots = Slots(sums=(Summed("y", 0, (0, 0, 1)),), kept=(2,), types=("float64",))
+    found = []
+    for seed in device.orders():
+        device.set_order(seed)
+        y, total = device.empty((21, 9, 18), dtype), device.empty((18,), "float64")
+        contract(device, y, device.array(left), device.array(right), (nest,), precision=precision, slots=slots,
+                 extras=(total,))  # fmt: skip
+        found.append((y.get(), total.get()))
+        close(found[-1][0], np.einsum("bk,ksc->bsc", a, w, dtype="float64"), 2e-3 if precision == "tf32" else 1e-6)
+        close(total.get(), y.get().sum((0, 1), dtype="float64"), 1e-13)
+    assert all(np.array_equal(x, z) for one in found[1:] for x, z in zip(one, found[0]))
+
+
+def test_the_last_block_goes_on(device, random):
+    """Statements behind everything: they see all of y, and sums of columns that are finished; with slices or without."""
+    for rows, terms in ((700, 30), (20, 3000)):
+        problem = Problem("matmul", (random.normal(size=(rows, terms)), random.normal(size=(terms, 24))), {}, "float64")
+        lines = (
+            "for (int c = threadIdx.x; c < 24; c += THREADS) {",
+            f"  double most = e1[c]; for (int i = 0; i < {rows}; i++) most = w_maximum(most, e2[i * 24 + c]);",
+            "  e3[c] = most;",
+            "}",
+        )
+        for has_sums in (False, True):
+            slots = Slots(behind=module.Behind(lines, (1, 2, 3)), types=("float64",) * 4)
+            if has_sums:
+                tail = Tail(("const double t0 = s0 * 2;",), (), (Stored("t0", 1, (0, 1)),))
+                slots = slots._replace(sums=(Summed("y"),), kept=(1,), tail=tail)
+            for seed in device.orders():
+                device.set_order(seed)
+                y = device.empty((rows, 24), "float64")
+                level = device.empty((24,), "float64") if has_sums else device.array(np.full(24, -1e9))
+                most = device.empty((24,), "float64")
+                a, b = map(device.array, problem.inputs)
+                contract(device, y, a, b, problem.nests, slots=slots, extras=(most, level, y, most))
+                close(y.get(), problem.expected(), 1e-12)
+                expected = problem.expected().max(0)
+                close(most.get(), np.maximum(expected, 2 * problem.expected().sum(0)) if has_sums else expected, 1e-11)
+
+
 LOADED = ["1-D", "digits 2", "groups", "channel-wise", "kernel beyond the input", "3-D"]
 
 
@@ -557,7 +607,7 @@ def test_chains_of_both_operands(op, name, dtype, precision, device, random):
     close(found[0], y, 2e-3 if precision == "tf32" else TOLERANCE[dtype])
 
 
-def test_sums_that_cannot_be(device, random):
+def test_sums_that_cannot_be(device, random, monkeypatch):
     problem = convolution("conv", "digits 3", "float32", random)
     layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
 
@@ -568,8 +618,18 @@ def test_sums_that_cannot_be(device, random):
     assert "only a, or only b" in objection(sums=(Summed("y"),), kept=(2, 3))
     assert "only a, or only b" in objection(sums=(Summed("y"),), kept=())
     assert "find room" in objection(sums=(Summed("y"),) * 9, kept=(3,))
+    behind = module.Behind(("e0[0] = 1;",), (0,))
+    assert objection(sums=(Summed("y"),), kept=(3,), behind=behind, types=("float32",)) == ""
+    monkeypatch.setattr(module, "MOST_JOINED", 3)
+    assert "so many columns" in objection(sums=(Summed("y"),), kept=(3,), behind=behind, types=("float32",))
     problem = convolution("conv", "channel-wise", "float32", random)
     layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
     assert "one element" in objection(sums=(Summed("y"),), kept=(3,))
+    assert "no block is the last" in objection(behind=behind, types=("float32",))
+    problem = convolution("conv", "no image", "float32", random)
+    layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
+    assert "y is empty" in objection(behind=behind, types=("float32",))
+    problem = convolution("conv", "channel-wise", "float32", random)
+    layouts = [module.layout_of(device.array(x)) for x in (np.empty(problem.shape, "float32"), *problem.inputs)]
     with pytest.raises(ValueError, match="one element"):
         module.plan(problem.nests, *layouts, dtype="float32", slots=Slots(sums=(Summed("y"),), kept=(3,)))

@@ -113,20 +113,13 @@ extern "C" __global__ void __launch_bounds__({THREADS}) maps({parameters}) {{
     def in_one_block(cls, loops: Sequence[Any]) -> Printed:
         """Small loops as one kernel of one block, one after the other: a warp for each number that combines others."""
         made = cls(Loop((0,), [], []), is_fixed=True)
-        bodies, lines = [], []
-        for k, loop in enumerate(loops):
-            plain, groups = _sorted_stores(loop)
-            for n, (over, stores) in enumerate(list(groups.items()) or [((), [])]):
-                body = _Body(loop, stores + plain, True, f"b{k}_{n}", is_shared=True)
-                lines += ["{", *indented(body.alone(over, stores, plain), 2).splitlines(), "}", "__syncthreads();"]
-                bodies.append(body)
-                plain = []
+        bodies, lines = in_turn(loops, str(BLOCK_THREADS))
         parameters = ", ".join(declared for body in bodies for declared in body.declared)
         text = f"""
 // Small loops, one after the other. Grid: one block of {BLOCK_THREADS} threads; a thread per iteration, or a warp per
 // result. No shared memory: what a loop stores, the next one reads after a barrier. Floor: the barriers.
 extern "C" __global__ void __launch_bounds__({BLOCK_THREADS}) block({parameters}) {{
-{indented(lines[:-1], 2)}
+{indented(lines, 2)}
 }}
 """
         made.parts = []
@@ -243,6 +236,20 @@ extern "C" __global__ void __launch_bounds__({THREADS}) merge({body.parameters()
         self.parts.append(Part(launch.text_of("words.cuh") + text, name, grid, threads, list(arguments)))
 
 
+def in_turn(loops: Sequence[Any], threads: str) -> tuple[list[_Body], list[str]]:
+    """Loops one after the other by the threads of one block, of which there are so many: (bodies, lines of C)."""
+    bodies, lines = [], []
+    for k, loop in enumerate(loops):
+        plain, groups = _sorted_stores(loop)
+        for n, (over, stores) in enumerate(list(groups.items()) or [((), [])]):
+            body = _Body(loop, stores + plain, True, f"b{k}_{n}", is_shared=True)
+            inner = body.alone(over, stores, plain, threads)
+            lines += ["{", *indented(inner, 2).splitlines(), "}", "__syncthreads();"]
+            bodies.append(body)
+            plain = []
+    return bodies, lines[:-1]
+
+
 def _sorted_stores(loop: Any) -> tuple[list[Any], dict[tuple[int, ...], list[Any]]]:
     """(stores as they are, those that combine: by the dimensions along which they do)."""
     plain: list[Any] = []
@@ -349,17 +356,17 @@ class _Body:
                 terms.append(f"i{k} * {self.number(f'{name}s{k}', stride)}")
         return " + ".join(terms) or "0"
 
-    def alone(self, over: tuple[int, ...], stores: list[Any], plain: list[Any]) -> list[str]:
-        """The loop in a block of its own: `over` are the dimensions along which the stores combine."""
+    def alone(self, over: tuple[int, ...], stores: list[Any], plain: list[Any], threads: str) -> list[str]:
+        """The loop by one block of so many threads: `over` are the dimensions along which the stores combine."""
         sizes = self._loop.sizes
         if not stores:
-            head = f"for (int i = threadIdx.x; i < {math.prod(sizes)}; i += {BLOCK_THREADS}) {{"
+            head = f"for (int i = threadIdx.x; i < {math.prod(sizes)}; i += {threads}) {{"
             inner = self.places(range(len(sizes)), "j") + self.steps() + self.plain(plain)
             return [head, f"  {self.index} j = i;", *indented(inner, 2).splitlines(), "}"]
         kept = [k for k in range(len(sizes)) if k not in over]
         outputs, length = (math.prod(sizes[k] for k in dims) for dims in (kept, over))
         wide = [_wide(store) for store in stores]
-        lines = [f"for (int at = threadIdx.x / 32; at < {outputs}; at += {BLOCK_THREADS // 32}) {{"]
+        lines = [f"for (int at = threadIdx.x / 32; at < {outputs}; at += {threads} / 32) {{"]
         lines += [f"  {c} v{j} = {_literal(s.identity, c)};" for j, (s, c) in enumerate(zip(stores, wide))]
         lines += [f"  {self.index} a = at;", *indented(self.places(kept, "a"), 2).splitlines()]
         lines += [f"  for (int q = threadIdx.x % 32; q < {length}; q += 32) {{", f"    {self.index} r = q;"]

@@ -81,9 +81,10 @@ class Spelt:
             stores = [self._stored(s) for s in plain]
             sums = [self._summed(s) for s in combined]
         end = self._end(fused.end, [s.access.buffer for s in tail.stores if s.combine]) if fused.end else None
+        behind = self._behind(fused.behind) if fused.behind else None
         self.slots = contract.Slots(
             *changes, result, tuple(self._types), stores=tuple(stores), sums=tuple(sums), kept=fused.kept, tail=end,
-            keeps_y=self.places[0] is not None,
+            behind=behind, keeps_y=self.places[0] is not None,
         )  # fmt: skip
 
     def layouts(self) -> tuple[contract.Layout, ...]:
@@ -126,6 +127,16 @@ class Spelt:
             return contract.Summed(text)
         number = self._number(store.access.buffer, store.dtype)
         return contract.Summed(text, number, store.access.strides, store.access.offset)
+
+    def _behind(self, loops: Sequence[Any]) -> contract.Behind:
+        types = {s.access.buffer: s.dtype for loop in loops for s in (*loop.steps, *loop.stores) if s.access}
+        bodies, lines = printed.in_turn(loops, "THREADS")
+        heads, numbers = [], []
+        for body in bodies:
+            for declared, (_, buffer, offset) in zip(body.declared, body.arguments, strict=True):
+                numbers.append(self._number(buffer, types[buffer]))
+                heads.append(f"{declared} = e{numbers[-1]} + {offset};")
+        return contract.Behind((*heads, *lines), tuple(dict.fromkeys(numbers)))
 
     def _end(self, loop: Any, sums: list[Any]) -> contract.Tail:
         lines = []
