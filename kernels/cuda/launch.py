@@ -7,6 +7,7 @@ Conventions of all kernels in this room, since CuPy passes Python's numbers so: 
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ CTYPES = {
 }  # fmt: skip
 
 _library: Any = None
+_driver: Any = None
 
 
 def cupy() -> Any:
@@ -34,10 +36,23 @@ def cupy() -> Any:
     return _library
 
 
-def use(library: Any) -> None:
+def driver() -> Any:
+    """CUDA's driver, by the names of NVIDIA's `cuda.bindings.driver`; None where that is not installed."""
+    global _driver
+    if _library is None or _library.__name__ != "cupy":
+        return _driver  # what stands for CuPy has no driver, unless `use` names one
+    if _driver is None:
+        try:
+            _driver = importlib.import_module("cuda.bindings.driver")
+        except ImportError:
+            _driver = False
+    return _driver or None
+
+
+def use(library: Any, its_driver: Any = None) -> None:
     """Let this library stand for CuPy from now on; None for CuPy itself."""
-    global _library
-    _library = library
+    global _library, _driver
+    _library, _driver = library, its_driver
     module.cache_clear()
     kernel.cache_clear()
     compiled.cache_clear()

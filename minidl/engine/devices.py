@@ -19,15 +19,19 @@ from minidl.core.spec import Spec
 from minidl.engine.branches import direct, levels, needs, streams_of
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import Access
+from minidl.engine.loops import Loop
 from minidl.engine.passes import drop_unused
 from minidl.engine.plan import Plan
 from minidl.engine.program import MOST_FRAMES, Memory, Program, Run, count_references, has_counts
+from minidl.engine.slots import Fused
 
 HERE = "cpu"  # what passes take every device for
 MOST_EXECUTABLES = 16  # of a program; each belongs to one frame and to inputs at certain addresses
 MOST_KNOWN = 64  # arrays of an input whose addresses are remembered
 MOST_COPIES = 64  # launches of copies that are kept
 MOST_PLACES = 5  # an input that was at more places, with less than so many hits in between, is copied
+MOST_BOUND = 4  # executables of a frame for inputs that move and are large; then one of them is changed
+LARGE_BYTES = 1 << 22  # an input that takes longer to copy than to change what reads it
 STEADY = 32
 PATIENCE = 16  # so many more misses than hits, and inputs are copied instead of being read where they lie
 PIECE_BYTES = 256  # results of a frame begin at multiples of this
@@ -136,14 +140,12 @@ class Executable:
         self.steps, self.slots, self._capture = steps, slots, capture
         self.copied = frozenset([k for k, *_ in slots])
         self.graph: Any = None
+        self._moves: Any = None  # how its kernels can be changed
         self._has_run = False
 
     def run(self) -> None:
         """Launch."""
-        if self.graph is None and self._has_run and self._capture is not None:
-            self.graph = self._capture(self.steps)
-            self._capture = None
-        if self.graph is not None:
+        if self._is_captured():
             self.graph.launch()
             return
         for step in self.steps:
@@ -151,12 +153,32 @@ class Executable:
         self._has_run = True
 
 
+    def _is_captured(self) -> bool:
+        """Whether there is a graph; one is made if launches have shown that they run."""
+        if self.graph is None and self._has_run and self._capture is not None:
+            self.graph = self._capture(self.steps)
+            self._capture = None
+        return self.graph is not None
+
+    def can_move(self, kernels_of: Callable[[Any], Any]) -> bool:
+        """Whether there is a graph that can be changed to read inputs elsewhere."""
+        if self._moves is None and self._is_captured():
+            self._moves = kernels_of(self.graph)
+        return self._moves is not None and bool(self._moves.is_possible)
+
+    def move(self, moves: Sequence[tuple[int, int, int]]) -> bool:
+        """Read inputs elsewhere from now on, (old address, bytes, new address) for each; False if that failed, and this
+        is of no use any more."""
+        return bool(self._moves.move(moves))
+
+
 class DeviceProgram(Program):
     """A program on a device: its arena lies there, results lie in frames, and its launches are captured as a graph.
 
     Inputs are read where they lie, so each combination of a frame and of inputs' addresses has an executable of its
     own; in a training loop that feeds results back there are two or three. Where addresses keep changing, inputs are
-    copied into the arena, by one launch for all of them.
+    copied into the arena, by one launch for all of them; if they are large and the driver can be asked, the kernels
+    that read them are changed instead.
     """
 
     def __init__(self, graph: Graph, plan: Plan, backend: Any, is_at_host: Sequence[bool]) -> None:
@@ -164,6 +186,7 @@ class DeviceProgram(Program):
         self._executables: dict[Any, Executable] = {}
         self._device_frames: list[DeviceFrame] = []
         self._bound_count = self._hits = self._hits_before = 0
+        self.move_count = 0  # how often a captured graph was changed
         self._copies: dict[Any, Callable[[], None]] = {}  # by targets, and where sources lie and how
         self.move = backend.Mover()  # for single numbers among the results that the user keeps
         self.failures = 0  # captures that failed
@@ -265,8 +288,8 @@ class DeviceProgram(Program):
 
     @property
     def binding_count(self) -> int:
-        """How many executables were made; those found before may be gone after another one was."""
-        return self._bound_count
+        """How many executables were made or changed; those found before may be gone after another one was."""
+        return self._bound_count + self.move_count
 
     def count_hit(self) -> None:
         """An executable was used that is known from before."""
@@ -286,6 +309,7 @@ class DeviceProgram(Program):
         layout = self.plan.schedule.layout
         self.targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
         self._seen: list[set[int]] = [set() for _ in self.targets]  # where each of them was
+        self._is_large = [target.nbytes >= LARGE_BYTES and self._backend.can_move() for _, target in self.targets]
         # of each input: id -> (the array, weakly; its address, which is 0 if it does not lie as this input is to)
         self._known: list[dict[int, tuple[Any, int]]] = [{} for _ in self.targets]
         self._expected = []
@@ -302,7 +326,7 @@ class DeviceProgram(Program):
 
     def address(self, j: int, x: Any) -> int:
         """The same for one of the inputs that matter."""
-        if type(x) is np.ndarray or len(self._seen[j]) > MOST_PLACES:
+        if type(x) is np.ndarray or (len(self._seen[j]) > MOST_PLACES and not self._is_large[j]):
             return 0
         known = self._known[j]
         entry = known.get(id(x))
@@ -366,8 +390,11 @@ class DeviceProgram(Program):
         self._hits_before = self._hits
         for seen, address in zip(self._seen, addresses):
             seen.add(address)
-        addresses = tuple([0 if len(seen) > MOST_PLACES else x for seen, x in zip(self._seen, addresses)])
-        found = self._executables.get((number, addresses))
+        addresses = tuple([
+            x if is_large or len(seen) <= MOST_PLACES else 0
+            for seen, is_large, x in zip(self._seen, self._is_large, addresses)
+        ])  # fmt: skip
+        found = self._executables.get((number, addresses)) or self._moved(number, addresses)
         if found is not None:
             return found
         if self._bound_count - self._hits > PATIENCE:
@@ -380,6 +407,26 @@ class DeviceProgram(Program):
             del self._executables[next(iter(self._executables))]
         found = self._executables[number, addresses] = self._newly_bound_to(frame, addresses)
         return found
+
+    def _moved(self, number: int, addresses: tuple[int, ...]) -> Executable | None:
+        """A captured executable of a frame, changed to read large inputs at these addresses; None if none can be."""
+        mine = [key for key in self._executables if key[0] == number]
+        if len(mine) < MOST_BOUND or not any(self._is_large):
+            return None
+        for key in mine:
+            differing = [j for j, (old, new) in enumerate(zip(key[1], addresses)) if old != new]
+            if not all(self._is_large[j] and key[1][j] and addresses[j] for j in differing):
+                continue
+            executable = self._executables[key]
+            if not executable.can_move(self._backend.Moves):
+                self._is_large = [False] * len(self.targets)  # they are copied like others
+                return None
+            self.move_count += 1
+            del self._executables[key]
+            if executable.move([(key[1][j], self.targets[j][1].nbytes, addresses[j]) for j in differing]):
+                self._executables[number, addresses] = executable
+                return executable
+        return None
 
     def _newly_bound_to(self, frame: DeviceFrame, addresses: tuple[int, ...]) -> Executable:
         layout = self.plan.schedule.layout
@@ -419,10 +466,29 @@ class DeviceProgram(Program):
         first, *rest = str(self.plan).splitlines()
         first += (
             f"; {len(self._own_buffers)} results in {len(self._device_frames)} frames; {len(self._executables)} "
-            f"bindings, {len(captured)} of them captured as graphs, {self.failures} captures failed; at most "
+            f"bindings, {len(captured)} of them captured as graphs, {self.move_count} changed for inputs elsewhere, "
+            f"{self.failures} captures failed; at most "
             f"{1 + max(levels(self._needed), default=-1)} of {len(self._needed)} tasks have to wait for one another"
         )
-        return "\n".join([str(self.graph), "", first, *rest])
+        return "\n".join([str(self.graph), "", first, *rest, *self._phases()])
+
+    def _phases(self) -> list[str]:
+        """The tasks that can run at the same time, a line for each phase."""
+        level, works = levels(self._needed), [task.work for task in self.plan.schedule.tasks]
+        return [
+            f"phase {n}: " + ", ".join(f"{k} {_name(work)}" for k, (m, work) in enumerate(zip(level, works)) if m == n)
+            for n in range(1 + max(level, default=-1))
+        ]
+
+
+def _name(work: Any) -> str:
+    """A task in a word or two."""
+    if isinstance(work, Fused):
+        more = [word for word, x in (("sums", work.sums), ("and what is small", work.behind)) if x]
+        return " ".join([work.name, *(["with", *more] if work.sums else more)])
+    if isinstance(work, Node):
+        return work.op.name
+    return "loop" if isinstance(work, Loop) else f"{len(work.loops)} loops"
 
 
 def _address(x: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> int:

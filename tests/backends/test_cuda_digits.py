@@ -78,8 +78,9 @@ def test_phases(device, example):
     assert 1 + max(levels(needs(tasks))) == 8 and len(tasks) <= 18
     assert not any(isinstance(task.work, Node) for task in tasks)
     shown = str(step.trace(-1))
-    for what in ("load of a: ", "; then t", "then per column", "at last "):
+    for what in ("load of a: ", "; then t", "then per column", "at last ", "phase 0: 0 conv with sums", "phase 7: "):
         assert what in shown
+    assert "phase 8: " not in shown
 
 
 def test_prediction(device, example):

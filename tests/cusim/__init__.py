@@ -398,7 +398,7 @@ class RawKernel:
             if error:
                 raise CUDARuntimeError(f"{self._name}: {error.decode()}")
 
-        graphs.launched(self._name, run)
+        graphs.launched(self._name, run, values)
 
     def _argument(self, i: int, x: Any) -> Any:
         letter = self._letters[i]

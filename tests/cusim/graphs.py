@@ -6,10 +6,12 @@ error that says so, and the capture is void.
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -26,10 +28,10 @@ _now = _Now()
 
 
 class Node:
-    """A launch in a graph, and those that have to have run before it."""
+    """A launch in a graph, and those that have to have run before it. values: its arguments, in ctypes."""
 
-    def __init__(self, name: str, run: Callable[[], None], needed: set[Node]) -> None:
-        self.name, self.run, self.needed = name, run, needed
+    def __init__(self, name: str, run: Callable[[], None], needed: set[Node], values: list[Any]) -> None:
+        self.name, self.run, self.needed, self.values = name, run, needed, values
 
 
 class Graph:
@@ -70,6 +72,8 @@ class Graph:
 
     def upload(self, stream: Any = None) -> None:
         pass
+
+    graph = graphExec = property(id)  # handles, for the driver
 
 
 class Capture:
@@ -170,12 +174,67 @@ def refuse(what: str) -> None:
         raise CaptureError(f"cudaErrorStreamCaptureUnsupported: {what} while a stream captures")
 
 
-def launched(name: str, run: Callable[[], None]) -> None:
-    """A kernel is launched on the current stream."""
+def launched(name: str, run: Callable[[], None], values: list[Any]) -> None:
+    """A kernel is launched on the current stream; values: its arguments, which `run` reads anew each time."""
     stream = current()
     if stream.capture is None:
         run()
         return
-    node = Node(name, run, stream.front)
+    node = Node(name, run, stream.front, values)
     stream.capture.nodes.append(node)
     stream.front = {node}
+
+
+# the driver ---------------------------------------------------------------------------------------------------------
+KERNEL, MEMCPY, EMPTY = 0, 1, 5
+NOTHING, FAILURE = 0, 1  # CUresult: no error, CUDA_ERROR_INVALID_VALUE
+
+
+class KernelParams:
+    """Parameters of a kernel's node: the arguments at the addresses that stand at `kernelParams`."""
+
+    def __init__(self, node: Node) -> None:
+        self.func = id(node)
+        self._held = [ctypes.c_uint64(ctypes.c_uint64.from_buffer(x).value) for x in node.values]
+        self._table = (ctypes.c_void_p * len(self._held))(*map(ctypes.addressof, self._held))
+        self.kernelParams = ctypes.addressof(self._table)
+
+
+def driver(*, fails_at: int = 0, other: str = "") -> SimpleNamespace:
+    """What minidl uses of cuda.bindings.driver, for graphs of this module.
+
+    fails_at : so manieth change of a node is refused; other: a kernel of this name counts as something else
+    `changes` are the names of the kernels whose arguments were changed.
+    """
+    changes: list[str] = []
+
+    def found(handle: int) -> Graph:
+        return next(graph for graph in reversed(Stream.graphs) if id(graph) == handle)
+
+    def nodes(handle: int, count: int = 0) -> tuple[int, list[Node], int]:
+        all_of_them = found(handle).nodes
+        return NOTHING, all_of_them[:count], len(all_of_them)
+
+    def size_of(func: int, place: int) -> tuple[int, int, int]:
+        values = next(n for graph in Stream.graphs for n in graph.nodes if id(n) == func).values
+        known = place < len(values)
+        return (NOTHING, 8 * place, ctypes.sizeof(values[place])) if known else (FAILURE, 0, 0)
+
+    def change(handle: int, node: Node, params: KernelParams) -> tuple[int]:
+        assert node in found(handle).nodes
+        if len(changes) + 1 == fails_at:
+            return (FAILURE,)
+        for i, value in enumerate(node.values):
+            at = ctypes.c_void_p.from_address(params.kernelParams + 8 * i).value
+            assert at is not None
+            ctypes.memmove(ctypes.addressof(value), at, 8)
+        changes.append(node.name)
+        return (NOTHING,)
+
+    return SimpleNamespace(
+        CUgraph=int, CUgraphExec=int, cuGraphGetNodes=nodes, cuFuncGetParamInfo=size_of,
+        cuGraphNodeGetType=lambda node: (NOTHING, MEMCPY if node.name == other else KERNEL),
+        cuGraphKernelNodeGetParams=lambda node: (NOTHING, KernelParams(node)),
+        cuGraphExecKernelNodeSetParams=change, changes=changes,
+        CUgraphNodeType=SimpleNamespace(CU_GRAPH_NODE_TYPE_KERNEL=KERNEL, CU_GRAPH_NODE_TYPE_EMPTY=EMPTY),
+    )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import cusim
+from cusim import graphs
 from minidl.kernels.cuda import launch
 
 ERROR = cusim.CUDARuntimeError
@@ -546,6 +547,37 @@ class TestAgainstCuPy:
         for name in ("cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError"):
             ours, theirs = found_at(cusim, name), found_at(cupy, name)
             assert issubclass(theirs, (MemoryError, RuntimeError)) and issubclass(ours, theirs.__mro__[1])
+
+
+HAS_DRIVER = importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None
+
+
+@pytest.mark.skipif(not HAS_DRIVER, reason="NVIDIA's cuda-bindings are not installed")
+def test_the_driver_has_the_names_that_are_asked_for():
+    """Works without a GPU: names, what they are given, and how a node's arguments are said."""
+    import ctypes
+
+    from cuda.bindings import driver
+
+    ours = graphs.driver()
+    for name in set(vars(ours)) - {"changes", "CUgraphNodeType"}:
+        assert callable(getattr(driver, name)), name
+    for name, words in {
+        "cuGraphGetNodes": ["hGraph", "numNodes"], "cuGraphNodeGetType": ["hNode"],
+        "cuGraphKernelNodeGetParams": ["hNode"], "cuFuncGetParamInfo": ["func", "paramIndex"],
+        "cuGraphExecKernelNodeSetParams": ["hGraphExec", "hNode", "nodeParams"],
+    }.items():
+        found = re.findall(r"\w+", getattr(driver, name).__doc__.split("\n")[0])
+        assert [word for word in found if word in words] == words
+    for kind in ("KERNEL", "EMPTY"):
+        name = f"CU_GRAPH_NODE_TYPE_{kind}"
+        assert getattr(driver.CUgraphNodeType, name) == getattr(ours.CUgraphNodeType, name)
+    assert not driver.CUresult.CUDA_SUCCESS and driver.CUresult.CUDA_ERROR_INVALID_VALUE
+    table = (ctypes.c_void_p * 2)(1, 2)
+    params = driver.CUDA_KERNEL_NODE_PARAMS()
+    params.kernelParams = ctypes.addressof(table)
+    assert int(params.kernelParams) == ctypes.addressof(table) and int(params.func) == 0
+    assert int(driver.CUgraph(5)) == 5 == int(driver.CUgraphExec(5))
 
 
 def test_the_shim_asks_for_no_gpu_and_no_cupy():

@@ -9,7 +9,7 @@ import cusim
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from cusim.graphs import Stream
+from cusim.graphs import Stream, driver
 from hypothesis import given, settings
 
 import minidl as m
@@ -21,6 +21,7 @@ from minidl.core.random import GENERATOR
 from minidl.engine import devices
 from minidl.engine.compile import compile_graph
 from minidl.engine.layout import order_of
+from minidl.kernels.cuda import launch
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
 
@@ -182,6 +183,76 @@ def test_inputs_at_ever_new_addresses_are_copied(device):
     assert Stream.graphs[-1].count > 10
 
 
+# graphs that are changed ------------------------------------------------------------------------------------------
+def with_large_inputs(device, monkeypatch, **options):
+    """(a program, the driver, a function that runs it and checks the result): its first input counts as large."""
+    fake = driver(**options)
+    launch.use(cusim, fake)
+    monkeypatch.setattr(devices, "LARGE_BYTES", X.nbytes)
+    program = compiled(lambda x, w: step(x, w)[1], there(X), there(X.T / 50))
+    weights, kept = there(X.T / 50), []
+
+    def check(k):
+        x = there(X + k)
+        kept.append(x)  # so that no address comes twice
+        for _ in range(2):  # the second run of a binding is captured
+            found = [host(y) for y in run(program, x, weights)]
+            expected = host(step(x, weights)[1]._value.data)
+            np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+    return program, fake, check
+
+
+def test_graphs_are_changed_for_large_inputs_at_ever_new_addresses(device, monkeypatch):
+    program, fake, check = with_large_inputs(device, monkeypatch)
+    for k in range(30):
+        check(k)
+    assert program.move_count > 20 and len(Stream.graphs) == devices.MOST_BOUND == len(program._executables)
+    assert len(fake.changes) == 2 * program.move_count and set(fake.changes) == {"contract"}  # x @ w, x.T @ y
+    assert program.failures == 0 and f"{program.move_count} changed for inputs elsewhere" in str(program)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 7])
+def test_a_change_that_is_refused_costs_the_graph_alone(device, monkeypatch, fails_at):
+    program, fake, check = with_large_inputs(device, monkeypatch, fails_at=fails_at)
+    for k in range(20):
+        check(k)
+    assert program.move_count > 5 and len(Stream.graphs) > devices.MOST_BOUND
+
+
+def test_graphs_that_hold_something_else_are_left_alone(device, monkeypatch):
+    """Then large inputs are copied, like small ones."""
+    program, fake, check = with_large_inputs(device, monkeypatch, other="contract")
+    for k in range(30):
+        check(k)
+    assert program.move_count == 0 and not fake.changes and len(Stream.graphs) <= 8
+
+
+def test_without_the_driver_large_inputs_are_copied(device, monkeypatch):
+    program, _, check = with_large_inputs(device, monkeypatch)
+    launch.use(cusim)
+    program = compiled(lambda x, w: step(x, w)[1], there(X), there(X.T / 50))
+    kept = []
+    for k in range(30):
+        kept.append(there(X + k))
+        run(program, kept[-1], there(X.T / 50))
+    assert program.move_count == 0 and len(Stream.graphs) <= 8
+
+
+def test_a_training_loop_with_large_batches_at_new_addresses(device, monkeypatch):
+    """Calls that are known from before are looked up anew when a graph was changed."""
+    launch.use(cusim, driver())
+    monkeypatch.setattr(devices, "LARGE_BYTES", X.nbytes)
+    accelerated, w, kept = dlaccelerate(lambda w, x: w - 0.01 * (x.T @ m.tanh(x @ w))), there(X.T / 50), []
+    plain = there(X.T / 50)
+    for k in range(40):
+        kept.append(there(X + k % 7))
+        w = accelerated(w, kept[-1])
+        plain = plain - 0.01 * (kept[-1].T @ m.tanh(kept[-1] @ plain))
+    np.testing.assert_allclose(w.numpy(), plain.numpy(), rtol=1e-4)
+    assert accelerated.trace().program.move_count > 20
+
+
 def test_an_address_given_to_another_array_is_read_anew(device):
     program = compiled(lambda x: x * 2, there(X))
     for k in range(20):
@@ -252,7 +323,7 @@ def test_a_trace_says_how_it_runs(device):
     for _ in range(4):
         accelerated(x)
     text = str(accelerated.trace())
-    assert "1 bindings, 1 of them captured as graphs, 0 captures failed" in text
+    assert "1 bindings, 1 of them captured as graphs, 0 changed for inputs elsewhere, 0 captures failed" in text
 
 
 # what goes wrong --------------------------------------------------------------------------------------------------
@@ -273,10 +344,10 @@ def test_an_interrupt_in_a_replay_or_a_capture_leaves_later_ones_right(device, m
     expected = accelerated(x, w).numpy()
     launched, moment = cusim.graphs.launched, iter(range(1000))
 
-    def interrupted(name, run):
+    def interrupted(*launch):
         if next(moment) in (0, 2, 4, 5):  # a plain run, then the capture
             raise KeyboardInterrupt
-        launched(name, run)
+        launched(*launch)
 
     monkeypatch.setattr(cusim.graphs, "launched", interrupted)
     count = 0

@@ -539,7 +539,7 @@ def test_sums_of_some_of_the_columns(turned, dtype, precision, device, random):
 
 
 def test_the_last_block_goes_on(device, random):
-    """Statements behind everything: they see all of y, and sums of columns that are finished; with slices or without."""
+    """Statements behind everything see all of y, and sums of columns that are finished; with slices or without."""
     for rows, terms in ((700, 30), (20, 3000)):
         problem = Problem("matmul", (random.normal(size=(rows, terms)), random.normal(size=(terms, 24))), {}, "float64")
         lines = (

@@ -265,6 +265,7 @@ putter, EachInPlace = many.putter, many.EachInPlace
 Mover, bind_copies = many.Mover, many.bind_copies
 bind_rows, free_bytes = rows.bind_rows, rows.free_bytes
 capture, is_graph_wanted, shared = graph.capture, graph.is_wanted, graph.Shared
+can_move, Moves = graph.can_move, graph.Moves
 new_memory = new_bytes
 
 

@@ -1,8 +1,9 @@
-"""CUDA graphs: launches captured once and launched as one; memory whose users can be counted."""
+"""CUDA graphs: launches captured once and launched as one, and changed where inputs lie elsewhere; shared memory."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,79 @@ def _marked(cuda: Any, stream: Any) -> Any:
     event = cuda.Event(disable_timing=True)
     event.record(stream)
     return event
+
+
+def can_move() -> bool:
+    """Whether arguments of captured launches can be changed: by the driver, which CuPy does not offer."""
+    return launch.driver() is not None
+
+
+class Moves:
+    """The kernels of a captured graph and their arguments, to be changed when arrays lie elsewhere.
+
+    is_possible : whether all that the graph does is known: kernels whose arguments have 8 bytes, as all of ours have
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self._driver, self._executable = launch.driver(), graph.graphExec
+        self._nodes: list[tuple[Any, Any, Any, Any]] = []  # (node, parameters, words, what points to them)
+        self.is_possible = self._driver is not None and self._read(graph.graph)
+
+    def _read(self, graph: int) -> bool:
+        driver = self._driver
+        handle = driver.CUgraph(graph)
+        error, _, count = driver.cuGraphGetNodes(handle)
+        error, nodes, _ = driver.cuGraphGetNodes(handle, count) if not error else (error, [], 0)
+        if error:
+            return False
+        kinds = driver.CUgraphNodeType
+        for node in nodes[:count]:
+            error, kind = driver.cuGraphNodeGetType(node)
+            if error or kind not in (kinds.CU_GRAPH_NODE_TYPE_KERNEL, kinds.CU_GRAPH_NODE_TYPE_EMPTY):
+                return False
+            if kind == kinds.CU_GRAPH_NODE_TYPE_KERNEL and not self._read_kernel(node):
+                return False
+        return True
+
+    def _read_kernel(self, node: Any) -> bool:
+        driver = self._driver
+        error, params = driver.cuGraphKernelNodeGetParams(node)
+        if error or not int(params.func):
+            return False
+        found: list[int] = []
+        while True:
+            error, _, size = driver.cuFuncGetParamInfo(params.func, len(found))
+            if error:
+                break
+            if size != 8:
+                return False
+            place = ctypes.c_void_p.from_address(int(params.kernelParams) + 8 * len(found)).value
+            assert place is not None
+            found.append(ctypes.c_uint64.from_address(place).value)
+        words = (ctypes.c_uint64 * max(len(found), 1))(*found)
+        pointers = (ctypes.c_void_p * len(words))(*[ctypes.addressof(words) + 8 * i for i in range(len(words))])
+        params.kernelParams = ctypes.addressof(pointers)
+        self._nodes.append((node, params, words, pointers))
+        return True
+
+    def move(self, moves: Sequence[tuple[int, int, int]]) -> bool:
+        """For each (old address, bytes, new address): what was read there is read here by launches from now on.
+
+        False if the driver refuses; the graph is then of no use any more.
+        """
+        driver = self._driver
+        for node, params, words, _ in self._nodes:
+            is_changed = False
+            for i, word in enumerate(words):
+                for old, nbytes, new in moves:
+                    if old <= word < old + nbytes:
+                        words[i], is_changed = word - old + new, True
+            if is_changed and driver.cuGraphExecKernelNodeSetParams(self._executable_handle(), node, params)[0]:
+                return False
+        return True
+
+    def _executable_handle(self) -> Any:
+        return self._driver.CUgraphExec(self._executable)
 
 
 class Shared:
