@@ -1,12 +1,14 @@
 """What kernels on a GPU take beside the least that they could take, and the digits step beside PyTorch.
 
-    python benchmarks/gpu.py [--batches 32 128 512] [--rounds 15] [--force] [--without-tests] [--sanitize] [--graphs]
+    python benchmarks/gpu.py [--batches 32 128 512] [--rounds 15] [--force] [--without-tests] [--sanitize]
+    python benchmarks/gpu.py --graphs [--minutes 7.5]
 
 Runs the tests on the GPU first and stops if they fail, unless --force says to go on. Then it measures what the GPU can
 do, by kernels that only copy or only multiply, and what every kernel of a training step of the digits example does, and
 some larger ones. Then the training step, beside PyTorch's eager one (torch.compile is not measured here). Takes less
 than eight minutes. Only what ran on a real GPU is written to benchmarks/results. --sanitize runs the kernels' tests
-under compute-sanitizer instead. --graphs measures whole training steps as CUDA graphs instead (graphs.py).
+under compute-sanitizer instead. --graphs measures whole training steps as CUDA graphs instead (graphs.py), after the
+tests of these steps, and leaves out what there is no time for.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -399,9 +401,14 @@ sys.exit(pytest.main(["-x", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/
 """
 
 
-def tests_pass() -> bool:
-    """Whether the tests of what runs on a GPU do so here."""
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT).returncode == 0
+GRAPHS_TEST = "test_graphs_of_a_training_step_allocate_nothing_and_give_what_single_launches_give"
+STEP_TESTS = ["tests/backends/test_cuda_digits.py", f"tests/cusim/test_against_gpu.py::{GRAPHS_TEST}"]
+
+
+def tests_pass(chosen: Sequence[str] = ()) -> bool:
+    """Whether the tests of what runs on a GPU do so here: all of them, or those chosen."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *chosen]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def sanitize() -> int:
@@ -468,14 +475,14 @@ def page(batches: list[int], rounds: int) -> Iterator[str]:
                 yield f"## Digits training step, batch {batch}, {setting}\n\nIt could not be measured: {what}"
 
 
-def graph_page(batches: list[int], rounds: int) -> Iterator[str]:
+def graph_page(batches: list[int], rounds: int, deadline: float) -> Iterator[str]:
     """The page about graphs."""
     import graphs
 
     yield "# Training steps as CUDA graphs"
     yield setting_of_gpu()
     yield (graphs.__doc__ or "").split("\n\n", 1)[1].strip()
-    yield from graphs.sections(batches, rounds)
+    yield from graphs.sections(batches, rounds, deadline)
 
 
 def main() -> int:
@@ -487,20 +494,22 @@ def main() -> int:
     parser.add_argument("--without-tests", action="store_true", help="do not run them; nothing is stored then")
     parser.add_argument("--sanitize", action="store_true", help="the kernels' tests under compute-sanitizer, no more")
     parser.add_argument("--graphs", action="store_true", help="whole training steps as graphs, beside the peers'")
+    parser.add_argument("--minutes", type=float, default=7.5, help="what --graphs may take, tests of the step included")
     options = parser.parse_args()
+    deadline = time.monotonic() + 60 * options.minutes
     if not canUseGPU():
         print("There is no GPU that can be used: nothing is measured.")
         return 1
     if options.sanitize:
         return sanitize()
-    is_right = not options.without_tests and tests_pass()
+    is_right = not options.without_tests and tests_pass(STEP_TESTS if options.graphs else ())
     if not is_right and not options.without_tests:
         print("Tests fail on this GPU: what is measured would be the time of wrong results.")
         if not options.force:
             return 1
     parts = []
-    pages = graph_page(options.batches, options.rounds) if options.graphs else page(options.batches, options.rounds)
-    for part in pages:
+    about = options.batches, options.rounds
+    for part in graph_page(*about, deadline) if options.graphs else page(*about):
         print(f"{part}\n", flush=True)
         parts.append(part)
     if is_right:

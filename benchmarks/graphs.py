@@ -1,18 +1,19 @@
 """Whole training steps as CUDA graphs, beside PyTorch's and JAX's: python benchmarks/gpu.py --graphs
 
-Everybody has the same weights, the same batches on the GPU and the same precision, and runs the whole step with Adam:
-
 Everybody has the same weights, batches on the GPU and precision, and runs the whole step with Adam:
 - PyTorch eager; its whole step captured by hand in one graph; torch.compile (max-autotune); the compiled step captured
   by hand in one graph
 - JAX, jit of the whole step with all state donated
 
 Batches are copied into what a captured step reads, by everybody that captures. Steps are queued one after the other;
-the clock waits for the GPU at the end of a chunk.
+the clock waits for the GPU at the end of a chunk. What matters most comes first: torch.compile is left out, and then
+whole works are, when the time is nearly over.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 import time
 import warnings
@@ -32,6 +33,8 @@ from minidl.backends import precision
 from minidl.kernels.cuda import launch
 
 UNFUSED, FUSED = "minidl, kernel by kernel", "minidl, fused"
+COMPILE_SECONDS = 100  # what torch.compile may take in one of its modes
+WORK_SECONDS = 20  # what a work may take without it
 WARM_UPS = 3  # steps before a capture, on a stream beside, as PyTorch wants it
 STEPS = 3120  # iterations of the example's training
 
@@ -129,8 +132,10 @@ TORCH = {
 }
 
 
-def torch_steps(net: type[peers.TorchNet], task: Problem, setting: str) -> list[Contestant]:
-    """PyTorch's ways; one that cannot be made is left out, and says why."""
+def torch_steps(
+    net: type[peers.TorchNet], task: Problem, setting: str, deadline: float = math.inf
+) -> list[Contestant]:  # fmt: skip
+    """PyTorch's ways; one that cannot be made, or not in time, is left out, and says why."""
     if not measure.installed("torch"):
         return []
     import torch
@@ -143,6 +148,9 @@ def torch_steps(net: type[peers.TorchNet], task: Problem, setting: str) -> list[
     wait = lambda loss: torch.cuda.synchronize()
     found = []
     for name, (mode, is_captured) in TORCH.items():
+        if mode is not None and time.monotonic() + COMPILE_SECONDS > deadline:
+            print(f"{name} is left out: there is no time to compile.", file=sys.stderr)
+            continue
         torch._dynamo.reset()
         torch.set_default_device("cuda")
         try:
@@ -168,30 +176,45 @@ def jax_steps(make: Callable[[Problem], list[Contestant]], task: Problem, settin
 
 
 # works ----------------------------------------------------------------------------------------------------------
-def sections(batches: list[int], rounds: int) -> Iterator[str]:
-    """The parts of the page, each as soon as it is measured."""
+def sections(batches: list[int], rounds: int, deadline: float = math.inf) -> Iterator[str]:
+    """The parts of the page, each as soon as it is measured: the first batch, the perceptron, the other batches."""
     example = measure.example()
-    for batch in batches:
-        for setting in precision.NAMES:
-            task = digits.problem(example, batch)
-            title = f"Digits, whole training step, batch {batch}, {setting}"
-            peers_ = lambda task: digits.jax_contestants(task)[0]
-            yield section(title, task, example.modelStep, digits.TorchDigits, peers_, setting, rounds)
-    for setting in precision.NAMES:
-        task = models.perceptron_problem()
-        step = models.whole_step(models.perceptron_gradients)
+    step = models.whole_step(models.perceptron_gradients)
+    first, *others = batches
+
+    def of_digits(batch: int, setting: str) -> str:
+        title = f"Digits, whole training step, batch {batch}, {setting}"
+        jax = lambda task: digits.jax_contestants(task)[0]
+        task = digits.problem(example, batch)
+        return section(title, task, example.modelStep, digits.TorchDigits, jax, setting, rounds, deadline)
+
+    def of_perceptron(setting: str) -> str:
         title = f"Perceptron 784-256-256-10, whole training step, batch 64, {setting}"
-        yield section(title, task, step, models.TorchPerceptron, models.jax_perceptron, setting, rounds)
-    yield whole_training(example)
+        task, jax = models.perceptron_problem(), models.jax_perceptron
+        return section(title, task, step, models.TorchPerceptron, jax, setting, rounds, deadline)
+
+    works: list[tuple[str, Callable[[], str]]] = []
+    for some in ([first], others):
+        for setting in precision.NAMES:
+            works += [(f"digits {n} {setting}", functools.partial(of_digits, n, setting)) for n in some]
+        if some == [first]:
+            works.insert(1, ("the whole training", functools.partial(whole_training, example)))
+            works += [(f"perceptron {s}", functools.partial(of_perceptron, s)) for s in precision.NAMES]
+    for k, (_, work) in enumerate(works):
+        if time.monotonic() + WORK_SECONDS > deadline:
+            yield f"Not measured for lack of time: {', '.join(name for name, _ in works[k:])}."
+            return
+        yield work()
 
 
 def section(
     title: str, task: Problem, step: Callable[..., Any], net: type[peers.TorchNet],
-    jax: Callable[[Problem], list[Contestant]], setting: str, rounds: int,
+    jax: Callable[[Problem], list[Contestant]], setting: str, rounds: int, deadline: float = math.inf,
 ) -> str:  # fmt: skip
     """One work, everybody in turn."""
     with precision.chosen(setting):
-        contestants = minidl_steps(task, step) + torch_steps(net, task, setting) + jax_steps(jax, task, setting)
+        contestants = minidl_steps(task, step) + torch_steps(net, task, setting, deadline)
+        contestants += jax_steps(jax, task, setting)
         check_losses(contestants, tolerance=5e-3 if setting == "tf32" else 1e-3)
         seconds = measure.interleaved(contestants, rounds)
     own = np.median(seconds[FUSED])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import cusim
@@ -127,5 +128,8 @@ def test_whole_steps_as_graphs(gpu, monkeypatch):
     text = graphs.section("MLP", models.perceptron_problem(4), step, models.TorchPerceptron, None, "float32", 1)
     assert graphs.FUSED in text
     assert "loss" in graphs.whole_training(example, 2, 2)
+    (text,) = graphs.sections([2, 3], 1, deadline=time.monotonic())
+    assert text.startswith("Not measured for lack of time: digits 2 float32, the whole training, digits 2 tf32, percep")
+    assert text.endswith("digits 3 float32, digits 3 tf32.")
     for name in ("graphs", "models"):
         sys.modules.pop(name, None)
