@@ -327,7 +327,7 @@ def _library() -> Any:
 
 
 def order(seed: int) -> None:
-    """0: threads and blocks as numbered; 1: backwards; from 2 on: shuffled."""
+    """0: threads and blocks as numbered; 1: backwards; 2: shuffled; from 3 on: four blocks at a time, in turns."""
     _library().cusim_order(seed)
 
 

@@ -1,4 +1,4 @@
-// Runs the blocks of a kernel on the CPU, one after the other; within a block the threads are fibers.
+// Runs the blocks of a kernel on the CPU, one after the other or some of them in turns; threads are fibers.
 #include "cusim.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,11 +20,26 @@ struct Fiber : cusim_fiber {
 };
 struct Warp { unsigned arrived[2], generation[2]; int line; unsigned char slots[2][32][32]; };
 
-std::vector<Fiber> fibers;
-std::vector<Warp> warps;
+// A block that has begun. Shared memory is that of the block whose turn it is; the others' waits in `shared`.
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> shared, dynamic;
+  cusim_dim number;
+  unsigned arrived, generation, gone, next; // next: whose turn it is among its threads
+  int barrier_line;
+  bool is_there = false;
+};
+
+constexpr unsigned INTERLEAVED = 3, TOGETHER = 4, PACE = 16; // from which seed on; so many blocks; a change in so many turns
+std::vector<Block> alive;
+Block *here;
 std::vector<char *> stacks;
-unsigned count, arrived, generation, gone;
-int barrier_line, order_seed;
+unsigned count;
+int order_seed;
+uint64_t chance;
+char *shared_memory;
+size_t shared_bytes;
 bool failed;
 char message[256];
 void (*kernel)(void **);
@@ -84,8 +99,8 @@ void entry() {
   kernel(arguments);
   Fiber *f = now();
   f->done = true;
-  gone++;
-  if (arrived) fail("ends while others wait at the barrier of line %d", barrier_line, 0);
+  here->gone++;
+  if (here->arrived) fail("ends while others wait at the barrier of line %d", here->barrier_line, 0);
   for (;;) to_main(f);
 }
 
@@ -107,7 +122,8 @@ void start(Fiber &f) {
 #endif
 }
 
-// In which order the threads of a block, and the blocks, have their turn: as numbered, backwards, or shuffled.
+// In which order the threads of a block, and the blocks, have their turn: as numbered, backwards, or shuffled; from
+// INTERLEAVED on blocks are shuffled, TOGETHER of them have begun at a time, and change in the middle of anything.
 std::vector<unsigned> turns(unsigned n, unsigned salt) {
   std::vector<unsigned> order(n);
   for (unsigned i = 0; i < n; i++) order[i] = order_seed == 1 ? n - 1 - i : i;
@@ -119,6 +135,59 @@ std::vector<unsigned> turns(unsigned n, unsigned salt) {
   }
   return order;
 }
+
+unsigned drawn(unsigned n) {
+  chance ^= chance << 13, chance ^= chance >> 7, chance ^= chance << 17;
+  return chance % n;
+}
+
+// It is this block's turn: its shared memory is the shared memory.
+void enter(Block &b) {
+  if (here == &b) return;
+  if (here && here->is_there) memcpy(here->shared.data(), shared_memory, shared_bytes);
+  if (shared_bytes) memcpy(shared_memory, b.shared.data(), shared_bytes);
+  here = &b;
+  cusim_block = b.number;
+  cusim_dynamic = b.dynamic.data();
+}
+
+void begin(Block &b, unsigned id, const unsigned *shape, size_t dynamic_bytes, char *const *own_stacks) {
+  b.number = {id % shape[0], id / shape[0] % shape[1], id / (shape[0] * shape[1])};
+  b.arrived = b.generation = b.gone = b.next = 0;
+  b.shared.assign(shared_bytes, 0xff);
+  b.dynamic.assign(dynamic_bytes ? dynamic_bytes : 1, 0xff);
+  b.fibers.resize(count);
+  b.warps.resize((count + 31) / 32);
+  memset(b.warps.data(), 0, b.warps.size() * sizeof(Warp));
+  b.is_there = true;
+  if (here == &b) here = nullptr;
+  for (unsigned i = 0; i < count; i++) {
+    Fiber &f = b.fibers[i];
+    f.thread = {i % shape[3], i / shape[3] % shape[4], i / (shape[3] * shape[4])};
+    f.lane = i & 31, f.warp = i >> 5, f.stack = own_stacks[i], f.done = false, f.wait = nullptr, f.phase = 0;
+    start(f);
+  }
+}
+
+// Turns of a block's threads, until another block shall have its turn.
+void advance(Block &b, const std::vector<unsigned> &thread_order, bool is_alone) {
+  enter(b);
+  bool moved = false;
+  for (unsigned n = 0; n < count && !failed && b.gone < count; n++) {
+    Fiber &f = b.fibers[thread_order[b.next]];
+    b.next = (b.next + 1) % count;
+    if (f.done || (f.wait && *f.wait == f.seen)) continue;
+    moved = true;
+    cusim_now = &f;
+    to_fiber(&f);
+    if (!is_alone && drawn(PACE) == 0) return;
+  }
+  if (!moved && b.gone < count) {
+    failed = true;
+    snprintf(message, sizeof message, "block (%u, %u, %u): some threads wait for others that have ended",
+             cusim_block.x, cusim_block.y, cusim_block.z);
+  }
+}
 } // namespace
 
 extern "C" {
@@ -129,20 +198,21 @@ unsigned char *cusim_dynamic;
 void cusim_order(int seed) { order_seed = seed; }
 
 void cusim_sync(int line) {
-  if (gone) fail("waits at the barrier of line %d, which %d threads have passed by", line, (int)gone);
-  if (arrived && line != barrier_line) fail("waits at line %d, others at line %d", line, barrier_line);
-  barrier_line = line;
-  unsigned seen = generation;
-  if (++arrived == count) {
-    arrived = 0;
-    generation++;
+  Block &b = *here;
+  if (b.gone) fail("waits at the barrier of line %d, which %d threads have passed by", line, (int)b.gone);
+  if (b.arrived && line != b.barrier_line) fail("waits at line %d, others at line %d", line, b.barrier_line);
+  b.barrier_line = line;
+  unsigned seen = b.generation;
+  if (++b.arrived == count) {
+    b.arrived = 0;
+    b.generation++;
   } else
-    wait_for(&generation, seen);
+    wait_for(&b.generation, seen);
 }
 
 void *cusim_exchange(const void *mine, size_t bytes, int line) {
   Fiber *f = now();
-  Warp &w = warps[f->warp];
+  Warp &w = here->warps[f->warp];
   unsigned p = f->phase++ & 1, seen = w.generation[p], lanes = count - f->warp * 32 < 32 ? count - f->warp * 32 : 32;
   if (w.arrived[p] && w.line != line) fail("exchanges within its warp at line %d, others at line %d", line, w.line);
   w.line = line;
@@ -162,44 +232,23 @@ const char *cusim_launch(void (*thunk)(void **), void **args, const unsigned *sh
   cusim_block_size = {shape[3], shape[4], shape[5]};
   count = shape[3] * shape[4] * shape[5];
   unsigned blocks = shape[0] * shape[1] * shape[2];
-  while (stacks.size() < count)
+  const unsigned together = order_seed >= (int)INTERLEAVED && blocks > 1 ? TOGETHER : 1;
+  while (stacks.size() < count * together)
     stacks.push_back((char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  fibers.resize(count);
-  warps.resize((count + 31) / 32);
-  void *raw = nullptr;
-  if (posix_memalign(&raw, 16, dynamic_bytes ? dynamic_bytes : 1)) return "no memory";
-  cusim_dynamic = (unsigned char *)raw;
+  shared_memory = shared_begin, shared_bytes = shared_begin ? shared_end - shared_begin : 0;
+  chance = 88172645463325252ull + 104729ull * order_seed;
+  here = nullptr;
+  alive.resize(TOGETHER);
+  for (Block &b : alive) b.is_there = false;
   std::vector<unsigned> block_order = turns(blocks, 1), thread_order = turns(count, 2);
-  for (unsigned b = 0; b < blocks && !failed; b++) {
-    unsigned id = block_order[b];
-    cusim_block = {id % shape[0], id / shape[0] % shape[1], id / (shape[0] * shape[1])};
-    arrived = generation = gone = 0;
-    if (shared_begin) memset(shared_begin, 0xff, shared_end - shared_begin);
-    memset(cusim_dynamic, 0xff, dynamic_bytes);
-    memset(warps.data(), 0, warps.size() * sizeof(Warp));
-    for (unsigned i = 0; i < count; i++) {
-      Fiber &f = fibers[i];
-      f.thread = {i % shape[3], i / shape[3] % shape[4], i / (shape[3] * shape[4])};
-      f.lane = i & 31, f.warp = i >> 5, f.stack = stacks[i], f.done = false, f.wait = nullptr, f.phase = 0;
-      start(f);
-    }
-    while (gone < count && !failed) {
-      bool moved = false;
-      for (unsigned i = 0; i < count && !failed; i++) {
-        Fiber &f = fibers[thread_order[i]];
-        if (f.done || (f.wait && *f.wait == f.seen)) continue;
-        moved = true;
-        cusim_now = &f;
-        to_fiber(&f);
-      }
-      if (!moved && gone < count) {
-        failed = true;
-        snprintf(message, sizeof message, "block (%u, %u, %u): some threads wait for others that have ended",
-                 cusim_block.x, cusim_block.y, cusim_block.z);
-      }
-    }
+  for (unsigned begun = 0, ended = 0; ended < blocks && !failed;) {
+    unsigned k = together > 1 ? drawn(together) : 0;
+    Block &b = alive[k];
+    if (!b.is_there && begun < blocks) begin(b, block_order[begun++], shape, dynamic_bytes, &stacks[k * count]);
+    if (!b.is_there) continue;
+    advance(b, thread_order, together == 1);
+    if (b.gone == count) b.is_there = false, ended++;
   }
-  free(raw);
   return failed ? message : nullptr;
 }
 }

@@ -69,17 +69,17 @@ def turned(threads: int, barrier: str, order: int) -> bool:
     return np.array_equal(run(k, 1, threads, np.zeros(threads, np.int64), order=order), np.arange(threads)[::-1])
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_a_missing_barrier_gives_wrong_numbers(order):
     assert turned(64, "__syncthreads();", order) and not turned(64, "", order)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_a_missing_barrier_within_a_warp_gives_wrong_numbers(order):
     assert turned(32, "__syncwarp();", order) and not turned(32, "", order)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -111,7 +111,7 @@ def test_loops_may_meet_at_one_barrier_many_times():
           }
           y[threadIdx.x] = a[steps & 1][threadIdx.x];
         }""")
-    for order in 0, 1, 2:
+    for order in 0, 1, 2, 3:
         assert np.array_equal(run(k, 1, 96, np.zeros(96), 200, order=order), (np.arange(96) + 200) % 96)
 
 
@@ -127,6 +127,45 @@ def test_orders_of_threads_and_blocks():
         blocks, threads = rank.reshape(5, 40).min(1), rank.reshape(5, 40) - rank.reshape(5, 40).min(1, keepdims=True)
         assert np.any(np.diff(blocks) < 0) and np.any(np.diff(threads) < 0)
     assert not np.array_equal(ranks[2], ranks[3])
+
+
+def test_blocks_in_turns():
+    """From order 3 on other blocks run while a block waits, and each has shared memory of its own."""
+    k = kernel("""
+        extern "C" __global__ void k(i64 *y, i64 *clock) {
+          SHARED_MEMORY(bytes);
+          __shared__ i64 a[40];
+          i64 *b = (i64 *)bytes;
+          a[threadIdx.x] = b[threadIdx.x] = blockIdx.x;
+          const i64 before = atomicAdd(clock, 1);
+          __syncthreads();
+          const bool is_own = a[39 - threadIdx.x] == blockIdx.x && b[39 - threadIdx.x] == blockIdx.x;
+          y[blockIdx.x * 40 + threadIdx.x] = is_own ? atomicAdd(clock, 1) - before : -1;
+        }""")
+    for order in range(6):
+        found = run(k, 9, 40, np.zeros(360, np.int64), np.zeros(1, np.int64), order=order, shared=320)
+        assert found.min() > 0 and (found.max() >= 80) == (order >= 3)
+
+
+def test_a_block_that_counts_too_early():
+    """The last of several blocks adds up what all have written: wrong if it counts before its threads are done."""
+    text = """
+        extern "C" __global__ void k(i64 *total, i64 *y, int *counter) {
+          __shared__ bool is_last;
+          y[blockIdx.x * 64 + threadIdx.x] = 1;
+          BARRIER
+          if (threadIdx.x == 0) is_last = atomicAdd(counter, 1) == gridDim.x - 1;
+          __syncthreads();
+          if (!is_last || threadIdx.x) return;
+          for (int i = 0; i < 64 * gridDim.x; i++) total[0] += y[i];
+        }"""
+    for barrier in ("__syncthreads();", ""):
+        found = []
+        for order in range(12):
+            y, counter = np.zeros(64 * 20, np.int64), np.zeros(1, np.int32)
+            found.append(int(run(kernel(text.replace("BARRIER", barrier)), 20, 64, np.zeros(1, np.int64), y, counter,
+                                 order=order)[0]))  # fmt: skip
+        assert (set(found) == {1280}) == bool(barrier)
 
 
 # memory of a block --------------------------------------------------------------------------------------------------
@@ -162,7 +201,7 @@ def test_dynamic_shared_memory():
 
 
 # words of a warp ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_shuffles(order):
     k = kernel("""
         template <class T> DEVICE void all(T *y, T v) {
@@ -185,7 +224,7 @@ def test_shuffles(order):
     assert np.array_equal(y.get(), 0.5 * right) and np.array_equal(z.get(), right)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_ballot(order):
     k = kernel("""
         extern "C" __global__ void k(i64 *y) {
@@ -216,7 +255,7 @@ def test_rounding_to_tf32(random):
     assert np.array_equal(run(k, 1, 64, np.zeros(64, np.float32), x), right, equal_nan=True)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_matrix_product_of_a_warp(order, random):
     k = kernel("""
         extern "C" __global__ void k(float *d, const float *a, const float *b) {
@@ -236,7 +275,7 @@ def test_matrix_product_of_a_warp(order, random):
     assert np.abs(found - (d + a.astype(float) @ b)).max() > 1e-4  # it did round
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_atomics(order):
     k = kernel("""
         extern "C" __global__ void k(i64 *y, double *sum) {
