@@ -417,6 +417,8 @@ class DeviceProgram(Program):
             differing = [j for j, (old, new) in enumerate(zip(key[1], addresses)) if old != new]
             if not all(self._is_large[j] and key[1][j] and addresses[j] for j in differing):
                 continue
+            if any(self._overlap(key[1], j) for j in differing):
+                continue  # an address would not say which of them is meant
             executable = self._executables[key]
             if not executable.can_move(self._backend.Moves):
                 self._is_large = [False] * len(self.targets)  # they are copied like others
@@ -427,6 +429,14 @@ class DeviceProgram(Program):
                 self._executables[number, addresses] = executable
                 return executable
         return None
+
+    def _overlap(self, addresses: tuple[int, ...], j: int) -> bool:
+        """Whether input j shares memory with another one, for inputs at these addresses."""
+        begin, end = addresses[j], addresses[j] + self.targets[j][1].nbytes
+        return any(
+            k != j and address and address < end and begin < address + self.targets[k][1].nbytes
+            for k, address in enumerate(addresses)
+        )
 
     def _newly_bound_to(self, frame: DeviceFrame, addresses: tuple[int, ...]) -> Executable:
         layout = self.plan.schedule.layout

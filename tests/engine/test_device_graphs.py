@@ -228,6 +228,23 @@ def test_graphs_that_hold_something_else_are_left_alone(device, monkeypatch):
     assert program.move_count == 0 and not fake.changes and len(Stream.graphs) <= 8
 
 
+def test_inputs_that_share_memory_are_not_taken_for_each_other(device, monkeypatch):
+    """A part of an array beside all of it: an address within both does not say which of them a kernel reads."""
+    launch.use(cusim, driver())
+    monkeypatch.setattr(devices, "LARGE_BYTES", X.nbytes // 3)
+    function = lambda x, y: m.exp(x) @ m.sin(y).T
+    program, kept = compiled(function, there(X), there(X[:1])), []
+    for k in range(20):
+        whole, part = there(X / 9 + k / 100), there(X[:1] + k)
+        kept += [whole, part]
+        if k < 6:
+            part = dlarray(whole._value.data[:1])
+        for _ in range(2):
+            (found,) = [host(y) for y in run(program, whole, part)]
+            np.testing.assert_allclose(found, function(whole, part).numpy(), rtol=1e-5)
+    assert program.move_count > 0
+
+
 def test_without_the_driver_large_inputs_are_copied(device, monkeypatch):
     program, _, check = with_large_inputs(device, monkeypatch)
     launch.use(cusim)
