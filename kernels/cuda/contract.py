@@ -278,7 +278,7 @@ def _cycles(tile: Tile, slices: int, parts: Sequence[Sizes], itemsize: int) -> f
     group, groups = _groups(slices, ONE_GROUP[0])
     ends = 0.0
     if slices > 1:  # to put down sums, to count, and to read again those of a group, and of all groups
-        ends = 2000 * (1 + (groups > 1)) + (group + groups) * tile.m * tile.n * itemsize / 64
+        ends = 2500 * (1 + (groups > 1)) + (group + groups) * tile.m * tile.n * itemsize / 64
         ends += slices * elements * itemsize / (PROCESSORS * 20)
     return max(products, loads, waiting) + 0.2 * (products + loads) + ends
 

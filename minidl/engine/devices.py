@@ -448,7 +448,6 @@ class DeviceProgram(Program):
                 flat[layout.graph.inputs[k]] = self._backend.at(address, spec.size, spec.dtype)
             else:
                 slots.append((k, target, self._backend.putter(target) if target.size == 1 else None))
-        self._first = {}
         count = len(self.plan.schedule.tasks)
         steps = self._backend.with_room(lambda: [self._bound(k, flat) for k in range(count)], "dlaccelerate", ())
         is_captured = self._is_capturable and self._backend.is_graph_wanted()

@@ -140,7 +140,7 @@ class Program:
         if isinstance(work, Side):
             return self._backend.bind_side_by_side(work.loops, flat.__getitem__)
         if isinstance(work, Fused):
-            return self._backend.bind_fused(work, flat.__getitem__)
+            return self._backend.bind_fused(work, flat.__getitem__, before)
         if isinstance(work, Loop):
             bind = getattr(before, "rebind", None) or functools.partial(self._backend.bind_loop, work)
             return bind(flat.__getitem__)

@@ -393,3 +393,15 @@ def test_threads_share_a_program(device):
     for thread in threads:
         thread.join()
     assert len(found) == 30 and all(np.array_equal(y, expected) for y in found)
+
+
+def test_bindings_of_a_program_share_their_scratch(device):
+    """Each has launches of its own; sums of slices and counters are those of the first."""
+    x, w = there(np.ones((4, 3000))), [there(np.full((3000, 4), k)) for k in range(4)]
+    program = compiled(lambda x, w: m.tanh(x @ w / 1e4), x, w[0])
+    for _ in range(3):
+        for k, each in enumerate(w):
+            np.testing.assert_allclose(host(run(program, x, each)[0]), np.tanh(0.3 * k), rtol=1e-12)
+    steps = [executable.steps[0] for executable in program._executables.values()]
+    assert len(steps) == 4 and len({id(step._scratch) for step in steps}) == 1
+    assert len({id(step._counters) for step in steps}) == 1 and not steps[0]._counters.get().any()

@@ -20,20 +20,40 @@ def objection(fused: Any) -> str:
     )
 
 
-def bind_fused(fused: Any, flat: Callable[[Any], Any]) -> Callable[[], None]:
-    """A contraction with slots as a function without arguments; flat(buffer) is a buffer as a flat array."""
-    spelt = Spelt(fused)
-    y, a, b = (None if place is None else _placed(place, flat) for place in spelt.places)
-    layouts = list(spelt.layouts())
-    for k, x in enumerate((y, a, b)):
-        if x is not None:
-            layouts[k] = layouts[k]._replace(is_aligned=x.data.ptr % contract.BASE_ALIGNMENT == 0)
-    extras = tuple([flat(buffer) for buffer in spelt.buffers])
-    slots = spelt.slots._replace(is_aligned=all(x.data.ptr % contract.BASE_ALIGNMENT == 0 for x in extras))
-    plan = contract.plan(fused.nests, *layouts, dtype=fused.dtype, precision=precision.current(), slots=slots)
-    scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
-    counters = new_counters(plan)
-    return lambda: plan.run(y, a, b, extras, scratch, counters)
+class Bound:
+    """A contraction with slots, bound to memory. Called, it runs; scratch and counters are kept alive by it."""
+
+    def __init__(self, fused: Any, flat: Callable[[Any], Any], before: Any) -> None:
+        spelt = Spelt(fused)
+        self._arrays = tuple([None if place is None else _placed(place, flat) for place in spelt.places])
+        self._extras = tuple([flat(buffer) for buffer in spelt.buffers])
+        layouts = [
+            layout if x is None else layout._replace(is_aligned=_is_aligned(x))
+            for layout, x in zip(spelt.layouts(), self._arrays)
+        ]
+        slots = spelt.slots._replace(is_aligned=all(map(_is_aligned, self._extras)))
+        about: dict[str, Any] = {"dtype": fused.dtype, "precision": precision.current(), "slots": slots}
+        self._plan = plan = contract.plan(fused.nests, *layouts, **about)
+        if isinstance(before, Bound) and (before._plan.scratch, before._plan.counters) == (plan.scratch, plan.counters):
+            self._scratch, self._counters = before._scratch, before._counters
+        else:
+            self._scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
+            self._counters = new_counters(plan)
+
+    def __call__(self) -> None:
+        self._plan.run(*self._arrays, self._extras, self._scratch, self._counters)
+
+
+def bind_fused(fused: Any, flat: Callable[[Any], Any], before: Any = None) -> Callable[[], None]:
+    """A contraction with slots as a function without arguments; flat(buffer) is a buffer as a flat array.
+
+    before : what this gave for other memory. They never run at the same time, so both have the same scratch.
+    """
+    return Bound(fused, flat, before)
+
+
+def _is_aligned(x: Any) -> bool:
+    return bool(x.data.ptr % contract.BASE_ALIGNMENT == 0)
 
 
 def new_counters(plan: Any) -> Any:
