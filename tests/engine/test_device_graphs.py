@@ -397,7 +397,7 @@ def test_threads_share_a_program(device):
 
 def test_bindings_of_a_program_share_their_scratch(device):
     """Each has launches of its own; sums of slices and counters are those of the first."""
-    x, w = there(np.ones((4, 3000))), [there(np.full((3000, 4), k)) for k in range(4)]
+    x, w = there(np.ones((4, 3000))), [there(np.full((3000, 4), float(k))) for k in range(4)]
     program = compiled(lambda x, w: m.tanh(x @ w / 1e4), x, w[0])
     for _ in range(3):
         for k, each in enumerate(w):

@@ -35,7 +35,8 @@ class Bound:
         about: dict[str, Any] = {"dtype": fused.dtype, "precision": precision.current(), "slots": slots}
         self._plan = plan = contract.plan(fused.nests, *layouts, **about)
         if isinstance(before, Bound) and (before._plan.scratch, before._plan.counters) == (plan.scratch, plan.counters):
-            self._scratch, self._counters = before._scratch, before._counters
+            self._scratch: tuple[Any, ...] = before._scratch
+            self._counters: Any = before._counters
         else:
             self._scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
             self._counters = new_counters(plan)
