@@ -21,7 +21,7 @@ from minidl.engine.loops import Loop
 from minidl.engine.passes import splice
 from minidl.engine.slots import Fused, fused_of
 
-SMALL = 1 << 12  # iterations of a loop that one block does as soon as many would
+SMALL = 1 << 13  # iterations of a loop that one block does as soon as many would
 MOST_TASKS = 1000  # of a program; beyond it nothing is joined
 MOST_ARRAYS = 300  # of a block: a kernel has 4 KB for its parameters
 SMALL_BEHIND = 1 << 11  # iterations of a loop that the last block of a contraction does: it has fewer threads

@@ -577,7 +577,7 @@ def _load_cost(fused: Fused, k: int, chain: Loop, elements: int) -> float:
 def _work_cost(chain: Loop, loads: int, elements: int) -> float:
     """What a chain costs, so many times, more than a number that is read."""
     made, larges = chain.stores[0], _large(chain)
-    operations = sum(16 if COSTLY.search(step.text) else 1 for step in chain.steps)
+    operations = sum(16 if COSTLY.search(step.text) else 1 for step in chain.steps if step.text)
     extra = max(0, (len(larges) - 1) * _itemsize(made.dtype))
     fastest = min(range(len(chain.sizes)), key=lambda i: made.access.strides[i], default=-1)
     if fastest >= 0 and any(abs(a.strides[fastest]) > made.access.strides[fastest] for a in larges):
