@@ -12,6 +12,7 @@ from minidl.core.spec import Spec
 from minidl.core.vocabulary import OPS
 from minidl.kernels.cuda import contract as module
 from minidl.kernels.cuda.contract import Change, Read, Slots, Stored, Summed, Tail
+from minidl.kernels.cuda.contract_tiles import tiles_for
 
 FAMILY = ["conv", "conv_input_grad", "conv_weight_grad"]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -109,15 +110,14 @@ class Problem:
 
 
 def contract(device, y, a, b, nests, **options):
-    """`contract_all` with scratch and counters, twice: counters are zeros again after each run. Gives the plan."""
-    layouts = [module.layout_of(x) for x in (y, a, b)]
-    about = {name: x for name, x in options.items() if name in ("precision", "slots")}
-    plan = module.plan(nests, *layouts, dtype=y.dtype, **about)
-    options["counters"] = device.array(np.zeros(plan.counters, "int32"))
+    """A plan for these arrays, run twice: counters are zeros again after each run. Gives the plan."""
+    extras = options.pop("extras", ())
+    plan = module.plan(nests, *[module.layout_of(x) for x in (y, a, b)], dtype=y.dtype, **options)
+    counters = device.array(np.zeros(plan.counters, "int32"))
     for _ in range(2):
         scratch = tuple(device.empty(*each) for each in plan.scratch)
-        module.contract_all(y, a, b, nests, scratch=scratch, **options)
-        assert not options["counters"].get().any()
+        plan.run(y, a, b, extras, scratch, counters)
+        assert not counters.get().any()
     return plan
 
 
@@ -231,12 +231,12 @@ def test_elements_left_out_are_zero(device, random):
     a, b = random.normal(size=(9, 5)), random.normal(size=(5, 4))
     nest = Contraction((9, 4, 5), (index(0), index(1, 3, start=1)), (index(0), index(2)), (index(2), index(1)))
     y = device.empty((9, 12), "float64")
-    module.contract(y, device.array(a), device.array(b), nest)
+    contract(device, y, device.array(a), device.array(b), (nest,))
     expected = np.zeros((9, 12))
     expected[:, 1::3] = a @ b
     close(y.get(), expected, 1e-12)
     with pytest.raises(ValueError, match="leave out"):
-        module.contract(y, device.array(a), device.array(b), nest, slots=Slots(y=Change("x + 1")))
+        contract(device, y, device.array(a), device.array(b), (nest,), slots=Slots(y=Change("x + 1")))
 
 
 # precision, slices --------------------------------------------------------------------------------------------------
@@ -306,9 +306,9 @@ def test_every_tile(itemsize, is_tensor, tolerance, device, random, monkeypatch)
     a, b = (random.normal(size=shape).astype(f"float{8 * itemsize}") for shape in [(150, 45), (45, 140)])
     nests = OPS["matmul"].contraction_rule(Spec(a.shape), Spec(b.shape))
     monkeypatch.setattr(module, "_slices", lambda *rest: 1)
-    tiles = {tile[:2]: tile for tile in module._tiles(itemsize, is_tensor)}
+    tiles = {tile[:2]: tile for tile in tiles_for(itemsize, is_tensor)}
     for number, shape in enumerate(tiles):  # the numbers of terms in turn
-        fitting = [tile for tile in module._tiles(itemsize, is_tensor) if tile[:2] == shape]
+        fitting = [tile for tile in tiles_for(itemsize, is_tensor) if tile[:2] == shape]
         tile = fitting[number % len(fitting)]
         monkeypatch.setattr(module, "best_tile", lambda *rest, tile=tile: (tile, 1, 0.0))
         x, w, y = device.array(a), device.array(b), device.empty((150, 140), a.dtype)
