@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 from minidl.core.op import KERNEL, Op
 from minidl.core.spec import Spec
+from minidl.engine.bodies import body_of
 from minidl.engine.branches import levels, needs
 from minidl.engine.fuse import Schedule, Task, array_count
+from minidl.engine.fused import Fused, fused_of
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import Layout
 from minidl.engine.loops import Loop
-from minidl.engine.passes import splice
-from minidl.engine.slots import Fused, fused_of
 
 SMALL = 1 << 13  # iterations of a loop that one block does as soon as many would
 MOST_TASKS = 1000  # of a program; beyond it nothing is joined
@@ -47,13 +47,12 @@ def small_ones(graph: Graph, is_kept: Callable[[Op], bool]) -> set[Id]:
 
 
 def _is_openable(graph: Graph, node: Node, is_kept: Callable[[Op], bool]) -> bool:
-    if node.op.kind is not KERNEL or node.op.body is None or node.op.contraction_rule is not None or node.op.kernels:
-        return False  # a user's kernel is there to be used
     if max([graph.specs[x].size for x in (*node.reads, *node.outputs)], default=0) > SMALL:
         return False
-    inner = Graph([*graph.specs], [], {}, [], [])
-    kept: list[Node] = []
-    splice(inner, node, is_kept, kept, {})
+    found = body_of(graph, node, is_kept)
+    if found is None:
+        return False
+    inner, kept = found
     return not any(n.op.kind is KERNEL for n in kept) and all(isinstance(s, Spec) and s.size for s in inner.specs)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from minidl import backends
 from minidl.engine.blocks import behind, depth, in_one_block, small_ones
+from minidl.engine.bodies import openable, opened, riding
 from minidl.engine.branches import side_by_side
 from minidl.engine.devices import DeviceProgram, goes_to_and_fro, is_elsewhere, on_one_device
 from minidl.engine.fuse import Schedule, calls, schedule
@@ -17,7 +18,7 @@ from minidl.engine.passes import drop_unused, expand, simplify
 from minidl.engine.plan import plan_memory, plan_phases
 from minidl.engine.program import ExactProgram, NativeProgram, Program
 from minidl.engine.recompute import recomputed
-from minidl.engine.slots import openable, opened, riding, slotted
+from minidl.engine.slots import slotted
 from minidl.engine.sums import known_sums
 from minidl.engine.winograd import winograd
 

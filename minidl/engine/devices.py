@@ -17,13 +17,13 @@ from minidl.core.errors import TraceWarning
 from minidl.core.handout import Handout
 from minidl.core.spec import Spec
 from minidl.engine.branches import direct, levels, needs, streams_of
+from minidl.engine.fused import Fused
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import Access
 from minidl.engine.loops import Loop
 from minidl.engine.passes import drop_unused
 from minidl.engine.plan import Plan
 from minidl.engine.program import MOST_FRAMES, Memory, Program, Run, count_references, has_counts
-from minidl.engine.slots import Fused
 
 HERE = "cpu"  # what passes take every device for
 MOST_EXECUTABLES = 16  # of a program; each belongs to one frame and to inputs at certain addresses

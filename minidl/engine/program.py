@@ -20,11 +20,11 @@ from minidl.engine.blocks import Block
 from minidl.engine.branches import Side
 from minidl.engine.contract import Contract
 from minidl.engine.fuse import Task
+from minidl.engine.fused import Fused
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.layout import memory_order
 from minidl.engine.loops import Loop
 from minidl.engine.plan import ALIGNMENT_BYTES, PhasedPlan, Plan
-from minidl.engine.slots import Fused
 
 Run = Callable[[], Any]
 Memory = dict[Id, np.ndarray]

@@ -18,8 +18,8 @@ from minidl.engine.branches import needs
 from minidl.engine.compile import compile_graph
 from minidl.engine.devices import DeviceProgram
 from minidl.engine.fuse import Schedule, Task
+from minidl.engine.fused import Fused
 from minidl.engine.layout import order_of
-from minidl.engine.slots import Fused
 
 
 def compiled(function, *inputs):

@@ -15,14 +15,13 @@ from minidl.core.contraction import Contraction, index
 from minidl.core.device import host
 from minidl.core.random import GENERATOR
 from minidl.engine import compile as compiling
-from minidl.engine import slots
 from minidl.engine.branches import levels, needs
 from minidl.engine.compile import compile_graph
 from minidl.engine.devices import DeviceProgram
+from minidl.engine.fused import Fused, split_nest
 from minidl.engine.graph import Node
 from minidl.engine.layout import order_of
 from minidl.engine.loops import Loop
-from minidl.engine.slots import Fused
 
 
 def compiled(function, inputs):
@@ -190,7 +189,7 @@ def test_a_copy_for_a_product_is_none(device):
 
 
 def test_what_costs_more_than_a_kernel_is_made_once(device, monkeypatch):
-    monkeypatch.setattr(slots, "LAUNCH", 0.0)
+    monkeypatch.setattr("minidl.engine.slots.LAUNCH", 0.0)
     tasks = product(lambda x: m.tanh(m.exp(x * 0.1)))
     assert len(tasks) == 2 and isinstance(tasks[0], Loop)
 
@@ -305,9 +304,9 @@ def test_finer_dimensions_mean_the_same():
     nest = Contraction((4, 6, 12), (index(0), index(1)), (index(0), index(2)), (index(2), index(1)))
     expected = evaluated(nest, (4, 6), a, b)
     np.testing.assert_allclose(expected, a @ b)
-    finer = slots._split_nest(nest, 1, (4, 12), ((4,), (2, 3, 2)))
-    again = slots._split_nest(finer, 2, (12, 6), ((6, 2), (2, 3)))
-    third = slots._split_nest(again, 0, (4, 6), ((2, 2), (6,)))
+    finer = split_nest(nest, 1, (4, 12), ((4,), (2, 3, 2)))
+    again = split_nest(finer, 2, (12, 6), ((6, 2), (2, 3)))
+    third = split_nest(again, 0, (4, 6), ((2, 2), (6,)))
     np.testing.assert_allclose(evaluated(finer, (4, 6), a.reshape(4, 2, 3, 2), b), expected)
     np.testing.assert_allclose(evaluated(again, (4, 6), a.reshape(4, 2, 3, 2), b.reshape(6, 2, 2, 3)), expected)
     found = evaluated(third, (2, 2, 6), a.reshape(4, 2, 3, 2), b.reshape(6, 2, 2, 3))
@@ -316,6 +315,6 @@ def test_finer_dimensions_mean_the_same():
 
 def test_dimensions_that_slide_are_not_split():
     nest = Contraction((6, 3), (index(0),), (index(0, 1, (1, 1), start=-1),), (index(1),))
-    assert slots._split_nest(nest, 1, (6,), ((2, 3),)) is None
-    assert slots._split_nest(nest, 0, (6,), ((2, 3),)) is not None
-    assert slots._split_nest(nest, 0, (6,), ((4, 2),)) is None
+    assert split_nest(nest, 1, (6,), ((2, 3),)) is None
+    assert split_nest(nest, 0, (6,), ((2, 3),)) is not None
+    assert split_nest(nest, 0, (6,), ((4, 2),)) is None
