@@ -77,7 +77,7 @@ class Handout:
         self._loose = [(k, i, *self._counts_of(i)) for k, i in loose]
         self._total = sum(map(_count, self._objects))
         trees = {id(x): k for k, x in enumerate(self._children) if type(x) is not DLArray and x is not None}
-        me = weakref.ref(self, functools.partial(_forget, list(trees)))
+        me = weakref.ref(self, functools.partial(_forget, _known, list(trees)))
         _known.update({number: (me, k) for number, k in trees.items()})
 
     def values_of(self, child: int) -> list[Value]:
@@ -160,10 +160,10 @@ class Handout:
 _known: dict[int, tuple[weakref.ref[Handout], int]] = {}  # id of a container -> (its handout, which child it is)
 
 
-def _forget(ids: list[int], gone: weakref.ref[Handout]) -> None:
+def _forget(known: dict[int, Any], ids: list[int], gone: weakref.ref[Handout]) -> None:
     for number in ids:
-        if _known.get(number, (None,))[0] is gone:
-            del _known[number]
+        if known.get(number, (None,))[0] is gone:
+            del known[number]
 
 
 def known(x: Any) -> tuple[Handout, int] | None:

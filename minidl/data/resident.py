@@ -178,10 +178,10 @@ def _rows_there(v: Variable) -> Any:
     found = _copies.get(key)
     if found is None or found[0]() is not rows:
         there = _gpu_array(np.ascontiguousarray(rows, v.dtype))
-        found = _copies[key] = weakref.ref(rows, functools.partial(_forget, key)), there
+        found = _copies[key] = weakref.ref(rows, functools.partial(_forget, _copies, key)), there
     return found[1]
 
 
-def _forget(key: tuple[int, str], gone: Any) -> None:
-    if _copies.get(key, (None,))[0] is gone:
-        del _copies[key]
+def _forget(copies: dict[Any, Any], key: tuple[int, str], gone: Any) -> None:
+    if copies.get(key, (None,))[0] is gone:
+        del copies[key]

@@ -190,7 +190,7 @@ def _remember(op: Any, trees: Trees, step: Step, options: Trees, constants: Tree
     if not all(part is not None and part[0].is_intact() for part in parts):
         return
     key = (op, *map(id, trees))
-    forget = functools.partial(_forget, key)
+    forget = functools.partial(_forget, _sets, key)
     handouts = list(dict.fromkeys([part[0] for part in parts if part is not None]))
     with _lock:
         while len(_sets) >= MOST_SETS:
@@ -198,8 +198,8 @@ def _remember(op: Any, trees: Trees, step: Step, options: Trees, constants: Tree
         _sets[key] = _Set(step, [weakref.ref(one, forget) for one in handouts], options, constants)
 
 
-def _forget(key: Any, gone: Any) -> None:
-    _sets.pop(key, None)
+def _forget(sets: dict[Any, _Set], key: Any, gone: Any) -> None:  # when Python ends, modules have no names any more
+    sets.pop(key, None)
 
 
 def release() -> None:
