@@ -163,7 +163,7 @@ class Plan:
             "EXTRAS": (", double *partials" if slots.sums else "") + _parameters(slots.types, _written_arrays(slots)),
             "PASSED": (", partials" if slots.sums else "") + "".join(f", e{i}" for i in range(len(slots.types))),
         }  # fmt: skip
-        text = launch.text_of("contract.cu").replace("//@ parts\n", slots.preamble + "\n" + "".join(parts))
+        text = launch.text_of("contract.cu").replace("//@ parts\n", "".join(parts))
         reads, finish = _finish_of_sums(slots, y)
         text = text.replace("//@ reads\n", _indented(reads, 4)).replace("//@ finish\n", _indented(finish, 4))
         text = text.replace("//@ behind\n", _indented(_behind(slots), 2))
@@ -281,7 +281,7 @@ def _finish_of_sums(slots: Slots, y: Layout) -> tuple[list[str], list[str]]:
 def _sums_text(plan: Plan, y: Layout, blocks: int) -> str:
     """The kernel that adds up partial sums and does what is to be done with them."""
     reads, finish = _finish_of_sums(plan.slots, y)
-    text = launch.text_of("contract_sums.cu").replace("//@ preamble\n", plan.slots.preamble + "\n")
+    text = launch.text_of("contract_sums.cu")
     text = text.replace("//@ reads\n", _indented(reads, 4)).replace("//@ finish\n", _indented(finish, 4))
     return launch.source(text, (
         ("T", plan.dtype), ("COLUMN_SUMS", len(plan.slots.sums)), ("COLUMNS", plan.sum_columns), ("BLOCKS", blocks),

@@ -81,7 +81,6 @@ class Slots(NamedTuple):
 
     types      : dtypes of the other arrays, in the order of their numbers; those that are only read share no memory
                  with y and with what is written
-    preamble   : C text before everything, for functions that the expressions call
     stores     : more results, element by element
     sums, kept : sums over all dimensions of y but those kept; tail: what becomes of them
     behind     : what is done when everything else is
@@ -95,7 +94,6 @@ class Slots(NamedTuple):
     b: Change | None = None
     y: Change | None = None
     types: tuple[str, ...] = ()
-    preamble: str = ""
     stores: tuple[Stored, ...] = ()
     sums: tuple[Summed, ...] = ()
     kept: tuple[int, ...] = ()

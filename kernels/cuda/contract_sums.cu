@@ -1,7 +1,6 @@
 #include "portable.h"
 #include "words.cuh"
 
-//@ preamble
 // Sums of columns from the partial sums of BLOCKS blocks of rows, added in a fixed order, and what becomes of them.
 // contract.py writes what one thread reads (//@ reads) and does (//@ finish) for column c, over the sums s0, s1, ...
 // Constants: T, the type of the contraction; COLUMN_SUMS: sums of each column; COLUMNS; BLOCKS; WARPS of a block here;

@@ -318,7 +318,6 @@ def test_every_tile(itemsize, is_tensor, tolerance, device, random, monkeypatch)
 
 
 # slots --------------------------------------------------------------------------------------------------------------
-PREAMBLE = "DEVICE T positive(T x) { return x > 0 ? x : (T)0; }"
 ALONG_LAST = (0, 0, 0, 1)
 
 
@@ -333,10 +332,12 @@ def test_load_and_store(name, precision, device, random):
     factor, mask = random.normal(size=()), random.normal(size=problem.shape) > 0
     along_mask = tuple([s // mask.itemsize for s in mask.strides])
     slots = Slots(
-        a=Change("positive(x * scale + shift)", (Read("scale", 0, ALONG_LAST), Read("shift", 1, ALONG_LAST))),
+        a=Change(
+            "w_maximum((T)(x * scale + shift), (T)0)", (Read("scale", 0, ALONG_LAST), Read("shift", 1, ALONG_LAST))
+        ),
         b=Change("x * factor", (Read("factor", 2, (0,) * 5),)),
         y=Change("keeps ? x + bias : (T)0", (Read("bias", 3, ALONG_LAST), Read("keeps", 4, along_mask))),
-        types=("float32", "float32", "float64", "float32", "bool"), preamble=PREAMBLE,
+        types=("float32", "float32", "float64", "float32", "bool"),
     )  # fmt: skip
     extras = (*(v.astype("float32") for v in (scale, shift)), factor, bias.astype("float32"), mask)
     found = problem.run(
@@ -357,8 +358,8 @@ def test_slots_of_parts_and_slices(name, op, dtype, device, random):
     strides = [tuple([s // 8 for s in v.strides]) for v in (gate, extra)]
     slots = Slots(
         a=Change("gate > 0 ? x : (T)0", (Read("gate", 0, strides[0]),)),
-        y=Change("positive(x) + extra", (Read("extra", 1, strides[1]),)),
-        types=(dtype, dtype), preamble=PREAMBLE,
+        y=Change("w_maximum(x, (T)0) + extra", (Read("extra", 1, strides[1]),)),
+        types=(dtype, dtype),
     )  # fmt: skip
     found = problem.run(device, slots=slots, extras=tuple(device.array(v.astype(dtype)) for v in (gate, extra)))
     y = plain(problem.shape, np.where(gate > 0, a, 0), b, problem.nests)
