@@ -44,7 +44,7 @@ def driver() -> Any:
     if _driver is None:
         try:
             _driver = importlib.import_module("cuda.bindings.driver")
-        except ImportError:
+        except Exception:  # not there, or not able to find the driver
             _driver = False
     return _driver or None
 

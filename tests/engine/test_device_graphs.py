@@ -228,6 +228,18 @@ def test_graphs_that_hold_something_else_are_left_alone(device, monkeypatch):
     assert program.move_count == 0 and not fake.changes and len(Stream.graphs) <= 8
 
 
+def test_a_driver_that_lacks_a_call_changes_nothing(device, monkeypatch):
+    program, fake, check = with_large_inputs(device, monkeypatch)
+
+    def missing(*asked):
+        raise RuntimeError('Function "cuFuncGetParamInfo" not found')
+
+    fake.cuFuncGetParamInfo = missing
+    for k in range(30):
+        check(k)
+    assert program.move_count == 0 and not fake.changes and len(Stream.graphs) <= 8
+
+
 def test_inputs_that_share_memory_are_not_taken_for_each_other(device, monkeypatch):
     """A part of an array beside all of it: an address within both does not say which of them a kernel reads."""
     launch.use(cusim, driver())

@@ -81,7 +81,10 @@ class Moves:
     def __init__(self, graph: Any) -> None:
         self._driver, self._executable = launch.driver(), graph.graphExec
         self._nodes: list[tuple[Any, Any, Any, Any]] = []  # (node, parameters, words, what points to them)
-        self.is_possible = self._driver is not None and self._read(graph.graph)
+        try:
+            self.is_possible = self._driver is not None and self._read(graph.graph)
+        except Exception:  # an old driver lacks a call; then nothing is changed, and inputs are copied
+            self.is_possible = False
 
     def _read(self, graph: int) -> bool:
         driver = self._driver
@@ -126,18 +129,16 @@ class Moves:
         False if the driver refuses; the graph is then of no use any more.
         """
         driver = self._driver
+        executable = driver.CUgraphExec(self._executable)
         for node, params, words, _ in self._nodes:
             is_changed = False
             for i, word in enumerate(words):
                 for old, nbytes, new in moves:
                     if old <= word < old + nbytes:
                         words[i], is_changed = word - old + new, True
-            if is_changed and driver.cuGraphExecKernelNodeSetParams(self._executable_handle(), node, params)[0]:
+            if is_changed and driver.cuGraphExecKernelNodeSetParams(executable, node, params)[0]:
                 return False
         return True
-
-    def _executable_handle(self) -> Any:
-        return self._driver.CUgraphExec(self._executable)
 
 
 class Shared:
