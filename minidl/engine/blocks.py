@@ -140,47 +140,43 @@ def behind(schedule: Schedule, objection: Callable[[Fused], str]) -> Schedule:
 
     objection : why the backend cannot do that; '' if it can
     """
-    tasks = [task for _, task in _by_level(schedule.tasks)]
+    tasks = list(schedule.tasks)
     if len(tasks) > MOST_TASKS:
         return schedule
-    j = 0
-    while j < len(tasks):
-        found = _with_behind(schedule.layout, tasks, j, objection)
-        if found is None:
-            j += 1
+    while True:
+        tasks = _by_level(tasks)
+        needed = needs(tasks)
+        level, waited = levels(needed), set().union(*needed)
+        for j, task in enumerate(tasks):
+            latest = [i for i in needed[j] if level[i] == level[j] - 1]
+            if len(latest) == 1 and j in waited:
+                fused = _with_behind(schedule.layout, tasks[latest[0]], task, objection)
+                if fused is not None:
+                    tasks[latest[0]] = Task(fused, fused.reads, fused.writes)
+                    del tasks[j]
+                    break
         else:
-            i, fused = found
-            tasks[i] = Task(fused, fused.reads, fused.writes)
-            del tasks[j]
-            tasks, j = [task for _, task in _by_level(tasks)], 0
-    return Schedule(schedule.layout, tasks)
+            return Schedule(schedule.layout, tasks)
 
 
-def _by_level(tasks: Sequence[Task]) -> list[tuple[int, Task]]:
-    """(level, task), in order."""
-    return sorted(zip(levels(needs(tasks)), tasks), key=lambda pair: pair[0])
+def _by_level(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks, those that have to wait for fewer others first."""
+    level = levels(needs(tasks))
+    return [tasks[j] for j in sorted(range(len(tasks)), key=level.__getitem__)]
 
 
-def _with_behind(
-    layout: Layout, tasks: Sequence[Task], j: int, objection: Callable[[Fused], str]
-) -> tuple[int, Fused] | None:
-    """(the number of the contraction that task j waits for longest, the contraction with the task behind it)."""
-    work = tasks[j].work
-    loops = work.loops if isinstance(work, Block) else [work]
+def _with_behind(layout: Layout, first: Task, task: Task, objection: Callable[[Fused], str]) -> Fused | None:
+    """The first task, if it is a contraction, with a small one behind it."""
+    loops = task.work.loops if isinstance(task.work, Block) else [task.work]
     if not all(isinstance(x, Loop) and 0 < math.prod(x.sizes) <= SMALL_BEHIND for x in loops):
         return None
-    needed = needs(tasks)
-    level = levels(needed)
-    latest = [i for i in needed[j] if level[i] == level[j] - 1]
-    if len(latest) != 1 or not any(j in mine for mine in needed):
-        return None
-    fused = fused_of(layout, tasks[latest[0]])
+    fused = fused_of(layout, first)
     if fused is None:
         return None
     where = list(dict.fromkeys([*fused.where, *(line for x in loops for line in x.where)]))
     fused = dataclasses.replace(fused, behind=(*fused.behind, *loops), where=where)
     counts = [array_count(x) for x in (*fused.loads, fused.tail, fused.end, *fused.behind) if x is not None]
-    return (latest[0], fused) if sum(counts) <= MOST_ARRAYS and not objection(fused) else None
+    return fused if sum(counts) <= MOST_ARRAYS and not objection(fused) else None
 
 
 def depth(schedule: Schedule) -> tuple[int, int]:

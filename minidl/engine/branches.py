@@ -24,28 +24,44 @@ def needs(tasks: Sequence[Task], place: Callable[[Id], Place] | None = None) -> 
 
     place: where a buffer lies. Without it buffers share no memory.
     """
+    touching = {} if place is None else _touching(tasks, place)
+    writers: dict[Id, list[int]] = {}
+    readers: dict[Id, list[int]] = {}
     found: list[set[int]] = []
     for j, task in enumerate(tasks):
         mine: set[int] = set()
-        for i, before in enumerate(tasks[:j]):
-            if (
-                _meet(before.writes, task.reads, place) or _meet(before.reads, task.writes, place)
-                or _meet(before.writes, task.writes, place)
-            ):  # fmt: skip
-                mine.add(i)
+        for x in task.reads:
+            for b in touching.get(x, (x,)):
+                mine.update(writers.get(b, ()))
+        for y in task.writes:
+            for b in touching.get(y, (y,)):
+                mine.update(writers.get(b, ()), readers.get(b, ()))
         found.append(mine)
+        for x in task.reads:
+            readers.setdefault(x, []).append(j)
+        for y in task.writes:
+            writers.setdefault(y, []).append(j)
     return found
 
 
-def _meet(some: Any, others: Any, place: Callable[[Id], Place] | None) -> bool:
-    if place is None:
-        return not set(some).isdisjoint(others)
-    theirs = [place(b) for b in others]
-    for a in some:
-        memory, begin, end = place(a)
-        if any(memory == other and begin < last and first < end for other, first, last in theirs):
-            return True
-    return False
+def _touching(tasks: Sequence[Task], place: Callable[[Id], Place]) -> dict[Id, list[Id]]:
+    """For each buffer those that share memory with it, itself among them."""
+    buffers = {b: place(b) for task in tasks for b in (*task.reads, *task.writes)}
+    found: dict[Id, list[Id]] = {b: [b] for b in buffers}
+    by_memory: dict[Any, list[Id]] = {}
+    for b in sorted(buffers, key=lambda b: buffers[b][1]):
+        by_memory.setdefault(buffers[b][0], []).append(b)
+    for some in by_memory.values():
+        open_ones: list[Id] = []  # that may reach as far as the next one begins
+        for b in some:
+            _, begin, end = buffers[b]
+            open_ones = [a for a in open_ones if buffers[a][2] > begin]
+            for a in open_ones:
+                if begin < end:
+                    found[a].append(b)
+                    found[b].append(a)
+            open_ones.append(b)
+    return found
 
 
 def direct(needed: Sequence[set[int]]) -> list[set[int]]:

@@ -38,6 +38,35 @@ def test_memory_used_twice_is_waited_for():
     assert needs(tasks, places.__getitem__) == [set(), {0}, set()]
 
 
+@st.composite
+def placed_tasks(draw):
+    """Tasks over ten buffers, and where these lie: in two memories, beside or over each other."""
+    some = st.sets(st.integers(0, 9), max_size=3)
+    tasks = draw(st.lists(st.builds(task, some, some), max_size=12))
+    place = st.builds(lambda memory, begin, size: (memory, begin, begin + size), st.sampled_from("ab"),
+                      st.integers(0, 40), st.integers(1, 20))  # fmt: skip
+    return tasks, dict(enumerate(draw(st.lists(place, min_size=10, max_size=10))))
+
+
+@given(placed_tasks())
+def test_needs_are_what_they_are_said_to_be(drawn):
+    tasks, places = drawn
+
+    def meet(some, others):
+        pairs = [(places[a], places[b]) for a in some for b in others]
+        return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a, b in pairs)
+
+    for here in (places, {b: (b, 0, 1) for b in places}):
+        places = here
+        expected = [
+            {i for i, t in enumerate(tasks[:j])
+             if meet(t.writes, mine.reads) or meet(t.reads, mine.writes) or meet(t.writes, mine.writes)}
+            for j, mine in enumerate(tasks)
+        ]  # fmt: skip
+        assert needs(tasks, here.__getitem__) == expected
+    assert needs(tasks) == expected
+
+
 def test_direct_needs_say_the_same_with_less():
     assert direct([set(), {0}, {0, 1}, {0, 2}]) == [set(), {0}, {1}, {2}]
 
