@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from minidl.core.op import KERNEL, Op
 from minidl.core.spec import Spec
 from minidl.engine.bodies import body_of
-from minidl.engine.branches import levels, needs
+from minidl.engine.branches import Several, levels, needs
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.fused import Fused, fused_of
 from minidl.engine.graph import Graph, Id, Node
@@ -27,18 +27,10 @@ MOST_ARRAYS = 300  # of a block: a kernel has 4 KB for its parameters
 SMALL_BEHIND = 1 << 11  # iterations of a loop that the last block of a contraction does: it has fewer threads
 
 
-@dataclasses.dataclass
-class Block:
+class Block(Several):
     """Loops that one block does, in this order."""
 
-    loops: list[Loop]
-
-    @property
-    def where(self) -> list[str]:
-        return list(dict.fromkeys(line for loop in self.loops for line in loop.where))
-
-    def __str__(self) -> str:
-        return "\n   then ".join(map(str, self.loops))
+    word = "then"
 
 
 def small_ones(graph: Graph, is_kept: Callable[[Op], bool]) -> set[Id]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.graph import Id
@@ -107,17 +107,24 @@ def streams_of(needed: Sequence[set[int]]) -> list[int]:
 
 # loops that stand side by side ------------------------------------------------------------------------------------
 @dataclasses.dataclass
-class Side:
-    """Loops that do not need each other: one launch."""
+class Several:
+    """Loops that are one task, and one launch."""
 
     loops: list[Loop]
+    word: ClassVar[str]  # how one goes with the next
 
     @property
     def where(self) -> list[str]:
         return list(dict.fromkeys(line for loop in self.loops for line in loop.where))
 
     def __str__(self) -> str:
-        return "\n   beside ".join(map(str, self.loops))
+        return f"\n   {self.word} ".join(map(str, self.loops))
+
+
+class Side(Several):
+    """Loops that do not need each other."""
+
+    word = "beside"
 
 
 def side_by_side(schedule: Schedule) -> Schedule:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidl import backends
+from minidl.core.op import Op
 from minidl.engine.blocks import behind, depth, in_one_block, small_ones
 from minidl.engine.bodies import openable, opened, riding
 from minidl.engine.branches import side_by_side
@@ -39,17 +40,22 @@ def compile_graph(
         return ExactProgram(used)
     if not hasattr(backend, "bind_loop"):
         return ExactProgram(used)
-    graph = known_sums(backend.view)(simplify(graph))
     if getattr(backend, "is_native", lambda: False)():
-        graph = simplify(expand(backend.has_native_kernel)(simplify(graph)))
+        graph = _expanded(graph, backend, backend.has_native_kernel)
         layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view, backend.packing)
         tasks = winograd(recomputed(schedule(layout, is_contracting=True)))
         tasks = panelled(tasks, backend.panel_columns)
         plan = plan_phases(tasks, lambda task: backend.is_native_task(task.work), backend.takes_tail)
         return NativeProgram(graph, plan, backend)
-    graph = simplify(expand(backend.has_kernel)(simplify(graph)))
+    graph = _expanded(graph, backend, backend.has_kernel)
     layout = choose_layout(graph, input_orders, backend.needs_dense, backend.view)
     return Program(graph, plan_memory(schedule(layout)), backend)
+
+
+def _expanded(graph: Graph, backend: Any, has_kernel: Callable[[Op], bool]) -> Graph:
+    """The graph in the ops that are tasks: known sums before their ops may be taken apart."""
+    graph = known_sums(backend.view)(simplify(graph))
+    return simplify(expand(has_kernel)(simplify(graph)))
 
 
 def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exact: bool) -> Program | ExactProgram:
@@ -58,8 +64,7 @@ def _device_program(graph: Graph, input_orders: Sequence[Sequence[int]], is_exac
         return ExactProgram(graph)
     one = on_one_device(graph if is_exact else simplify(graph))
     if not is_exact:
-        one = known_sums(backend.view)(simplify(one))
-        one = simplify(expand(backend.has_kernel)(simplify(one)))
+        one = _expanded(one, backend, backend.has_kernel)
     if not all(backend.has_kernel(node.op) for node in one.nodes):
         return ExactProgram(graph)
     if is_exact:

@@ -31,7 +31,7 @@ MOST_KNOWN = 64  # arrays of an input whose addresses are remembered
 MOST_COPIES = 64  # launches of copies that are kept
 MOST_PLACES = 5  # an input that was at more places, with less than so many hits in between, is copied
 MOST_BOUND = 4  # executables of a frame for inputs that move and are large; then one of them is changed
-LARGE_BYTES = 1 << 22  # an input that takes longer to copy than to change what reads it
+REDIRECT_BYTES = 1 << 22  # an input that takes longer to copy than to change what reads it
 STEADY = 32
 PATIENCE = 16  # so many more misses than hits, and inputs are copied instead of being read where they lie
 PIECE_BYTES = 256  # results of a frame begin at multiples of this
@@ -140,7 +140,7 @@ class Executable:
         self.steps, self.slots, self._capture = steps, slots, capture
         self.copied = frozenset([k for k, *_ in slots])
         self.graph: Any = None
-        self._moves: Any = None  # how its kernels can be changed
+        self._arguments: Any = None  # how its kernels can be changed
         self._has_run = False
 
     def run(self) -> None:
@@ -152,7 +152,6 @@ class Executable:
             step()
         self._has_run = True
 
-
     def _is_captured(self) -> bool:
         """Whether there is a graph; one is made if launches have shown that they run."""
         if self.graph is None and self._has_run and self._capture is not None:
@@ -160,16 +159,16 @@ class Executable:
             self._capture = None
         return self.graph is not None
 
-    def can_move(self, kernels_of: Callable[[Any], Any]) -> bool:
+    def can_redirect(self, arguments_of: Callable[[Any], Any]) -> bool:
         """Whether there is a graph that can be changed to read inputs elsewhere."""
-        if self._moves is None and self._is_captured():
-            self._moves = kernels_of(self.graph)
-        return self._moves is not None and bool(self._moves.is_possible)
+        if self._arguments is None and self._is_captured():
+            self._arguments = arguments_of(self.graph)
+        return self._arguments is not None and bool(self._arguments.is_possible)
 
-    def move(self, moves: Sequence[tuple[int, int, int]]) -> bool:
+    def redirect(self, ranges: Sequence[tuple[int, int, int]]) -> bool:
         """Read inputs elsewhere from now on, (old address, bytes, new address) for each; False if that failed, and this
         is of no use any more."""
-        return bool(self._moves.move(moves))
+        return bool(self._arguments.redirect(ranges))
 
 
 class DeviceProgram(Program):
@@ -186,7 +185,7 @@ class DeviceProgram(Program):
         self._executables: dict[Any, Executable] = {}
         self._device_frames: list[DeviceFrame] = []
         self._bound_count = self._hits = self._hits_before = 0
-        self.move_count = 0  # how often a captured graph was changed
+        self.redirect_count = 0  # how often a captured graph was changed
         self._copies: dict[Any, Callable[[], None]] = {}  # by targets, and where sources lie and how
         self.move = backend.Mover()  # for single numbers among the results that the user keeps
         self.failures = 0  # captures that failed
@@ -289,7 +288,7 @@ class DeviceProgram(Program):
     @property
     def binding_count(self) -> int:
         """How many executables were made or changed; those found before may be gone after another one was."""
-        return self._bound_count + self.move_count
+        return self._bound_count + self.redirect_count
 
     def count_hit(self) -> None:
         """An executable was used that is known from before."""
@@ -309,7 +308,9 @@ class DeviceProgram(Program):
         layout = self.plan.schedule.layout
         self.targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
         self._seen: list[set[int]] = [set() for _ in self.targets]  # where each of them was
-        self._is_large = [target.nbytes >= LARGE_BYTES and self._backend.can_move() for _, target in self.targets]
+        self._is_redirected = [
+            target.nbytes >= REDIRECT_BYTES and self._backend.can_redirect() for _, target in self.targets
+        ]  # whether kernels are changed for it, rather than the input copied
         # of each input: id -> (the array, weakly; its address, which is 0 if it does not lie as this input is to)
         self._known: list[dict[int, tuple[Any, int]]] = [{} for _ in self.targets]
         self._expected = []
@@ -326,7 +327,7 @@ class DeviceProgram(Program):
 
     def address(self, j: int, x: Any) -> int:
         """The same for one of the inputs that matter."""
-        if type(x) is np.ndarray or (len(self._seen[j]) > MOST_PLACES and not self._is_large[j]):
+        if type(x) is np.ndarray or (len(self._seen[j]) > MOST_PLACES and not self._is_redirected[j]):
             return 0
         known = self._known[j]
         entry = known.get(id(x))
@@ -391,10 +392,10 @@ class DeviceProgram(Program):
         for seen, address in zip(self._seen, addresses):
             seen.add(address)
         addresses = tuple([
-            x if is_large or len(seen) <= MOST_PLACES else 0
-            for seen, is_large, x in zip(self._seen, self._is_large, addresses)
+            x if is_redirected or len(seen) <= MOST_PLACES else 0
+            for seen, is_redirected, x in zip(self._seen, self._is_redirected, addresses)
         ])  # fmt: skip
-        found = self._executables.get((number, addresses)) or self._moved(number, addresses)
+        found = self._executables.get((number, addresses)) or self._redirected(number, addresses)
         if found is not None:
             return found
         if self._bound_count - self._hits > PATIENCE:
@@ -408,29 +409,29 @@ class DeviceProgram(Program):
         found = self._executables[number, addresses] = self._newly_bound_to(frame, addresses)
         return found
 
-    def _moved(self, number: int, addresses: tuple[int, ...]) -> Executable | None:
+    def _redirected(self, number: int, addresses: tuple[int, ...]) -> Executable | None:
         """A captured executable of a frame, changed to read large inputs at these addresses; None if none can be."""
         mine = [key for key in self._executables if key[0] == number]
-        if len(mine) < MOST_BOUND or not any(self._is_large):
+        if len(mine) < MOST_BOUND or not any(self._is_redirected):
             return None
         for key in mine:
             differing = [j for j, (old, new) in enumerate(zip(key[1], addresses)) if old != new]
-            if not all(self._is_large[j] and key[1][j] and addresses[j] for j in differing):
+            if not all(self._is_redirected[j] and key[1][j] and addresses[j] for j in differing):
                 continue
-            if any(self._overlap(key[1], j) for j in differing):
+            if any(self._overlaps(key[1], j) for j in differing):
                 continue  # an address would not say which of them is meant
             executable = self._executables[key]
-            if not executable.can_move(self._backend.Moves):
-                self._is_large = [False] * len(self.targets)  # they are copied like others
+            if not executable.can_redirect(self._backend.Arguments):
+                self._is_redirected = [False] * len(self.targets)  # they are copied like others
                 return None
-            self.move_count += 1
+            self.redirect_count += 1
             del self._executables[key]
-            if executable.move([(key[1][j], self.targets[j][1].nbytes, addresses[j]) for j in differing]):
+            if executable.redirect([(key[1][j], self.targets[j][1].nbytes, addresses[j]) for j in differing]):
                 self._executables[number, addresses] = executable
                 return executable
         return None
 
-    def _overlap(self, addresses: tuple[int, ...], j: int) -> bool:
+    def _overlaps(self, addresses: tuple[int, ...], j: int) -> bool:
         """Whether input j shares memory with another one, for inputs at these addresses."""
         begin, end = addresses[j], addresses[j] + self.targets[j][1].nbytes
         return any(
@@ -475,8 +476,8 @@ class DeviceProgram(Program):
         first, *rest = str(self.plan).splitlines()
         first += (
             f"; {len(self._own_buffers)} results in {len(self._device_frames)} frames; {len(self._executables)} "
-            f"bindings, {len(captured)} of them captured as graphs, {self.move_count} changed for inputs elsewhere, "
-            f"{self.failures} captures failed; at most "
+            f"bindings, {len(captured)} of them captured as graphs, {self.redirect_count} changed for inputs "
+            f"elsewhere, {self.failures} captures failed; at most "
             f"{1 + max(levels(self._needed), default=-1)} of {len(self._needed)} tasks have to wait for one another"
         )
         return "\n".join([str(self.graph), "", first, *rest, *self._phases()])

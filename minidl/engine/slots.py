@@ -22,6 +22,7 @@ from typing import Any
 
 from minidl.backends.loop import Access, Loop, Step, Store, Temp
 from minidl.core.spec import DOUBLE, SINGLE
+from minidl.engine.branches import levels, needs
 from minidl.engine.fuse import Schedule, Task, array_count
 from minidl.engine.fused import Fused, Objection, Place, fused_of, over, split_fused, split_loop
 from minidl.engine.graph import Id
@@ -90,7 +91,7 @@ def _with_tails(tasks: list[Task], layout: Layout, objection: Objection) -> list
         loop = tasks[k].work
         if isinstance(loop, Loop):
             makers = [c for c in range(k) if not loop.reads.isdisjoint(tasks[c].writes)]
-            level = _levels(tasks[:k]) if len(makers) > 1 else [0] * k
+            level = levels(needs(tasks[:k])) if len(makers) > 1 else [0] * k
             for c in sorted(makers, key=lambda c: (level[c], c), reverse=True):
                 fused, at = fused_of(layout, tasks[c]), _moment(tasks, c, k)
                 if fused is None or at is None:
@@ -105,16 +106,6 @@ def _with_tails(tasks: list[Task], layout: Layout, objection: Objection) -> list
                     break
         k += 1
     return tasks
-
-
-def _levels(tasks: list[Task]) -> list[int]:
-    """How many tasks, one after the other, make what each one reads."""
-    made: dict[Id, int] = {}
-    found = []
-    for task in tasks:
-        found.append(max([made.get(x, 0) for x in task.reads], default=0))
-        made.update(dict.fromkeys(task.writes, found[-1] + 1))
-    return found
 
 
 def _moment(tasks: list[Task], c: int, k: int) -> int | None:

@@ -188,7 +188,7 @@ def with_large_inputs(device, monkeypatch, **options):
     """(a program, the driver, a function that runs it and checks the result): its first input counts as large."""
     fake = driver(**options)
     launch.use(cusim, fake)
-    monkeypatch.setattr(devices, "LARGE_BYTES", X.nbytes)
+    monkeypatch.setattr(devices, "REDIRECT_BYTES", X.nbytes)
     program = compiled(lambda x, w: step(x, w)[1], there(X), there(X.T / 50))
     weights, kept = there(X.T / 50), []
 
@@ -207,9 +207,9 @@ def test_graphs_are_changed_for_large_inputs_at_ever_new_addresses(device, monke
     program, fake, check = with_large_inputs(device, monkeypatch)
     for k in range(30):
         check(k)
-    assert program.move_count > 20 and len(Stream.graphs) == devices.MOST_BOUND == len(program._executables)
-    assert len(fake.changes) == 2 * program.move_count and set(fake.changes) == {"contract"}  # x @ w, x.T @ y
-    assert program.failures == 0 and f"{program.move_count} changed for inputs elsewhere" in str(program)
+    assert program.redirect_count > 20 and len(Stream.graphs) == devices.MOST_BOUND == len(program._executables)
+    assert len(fake.changes) == 2 * program.redirect_count and set(fake.changes) == {"contract"}  # x @ w, x.T @ y
+    assert program.failures == 0 and f"{program.redirect_count} changed for inputs elsewhere" in str(program)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 7])
@@ -217,7 +217,7 @@ def test_a_change_that_is_refused_costs_the_graph_alone(device, monkeypatch, fai
     program, fake, check = with_large_inputs(device, monkeypatch, fails_at=fails_at)
     for k in range(20):
         check(k)
-    assert program.move_count > 5 and len(Stream.graphs) > devices.MOST_BOUND
+    assert program.redirect_count > 5 and len(Stream.graphs) > devices.MOST_BOUND
 
 
 def test_graphs_that_hold_something_else_are_left_alone(device, monkeypatch):
@@ -225,7 +225,7 @@ def test_graphs_that_hold_something_else_are_left_alone(device, monkeypatch):
     program, fake, check = with_large_inputs(device, monkeypatch, other="contract")
     for k in range(30):
         check(k)
-    assert program.move_count == 0 and not fake.changes and len(Stream.graphs) <= 8
+    assert program.redirect_count == 0 and not fake.changes and len(Stream.graphs) <= 8
 
 
 def test_a_driver_that_lacks_a_call_changes_nothing(device, monkeypatch):
@@ -237,13 +237,13 @@ def test_a_driver_that_lacks_a_call_changes_nothing(device, monkeypatch):
     fake.cuFuncGetParamInfo = missing
     for k in range(30):
         check(k)
-    assert program.move_count == 0 and not fake.changes and len(Stream.graphs) <= 8
+    assert program.redirect_count == 0 and not fake.changes and len(Stream.graphs) <= 8
 
 
 def test_inputs_that_share_memory_are_not_taken_for_each_other(device, monkeypatch):
     """A part of an array beside all of it: an address within both does not say which of them a kernel reads."""
     launch.use(cusim, driver())
-    monkeypatch.setattr(devices, "LARGE_BYTES", X.nbytes // 3)
+    monkeypatch.setattr(devices, "REDIRECT_BYTES", X.nbytes // 3)
     function = lambda x, y: m.exp(x) @ m.sin(y).T
     program, kept = compiled(function, there(X), there(X[:1])), []
     for k in range(20):
@@ -255,7 +255,7 @@ def test_inputs_that_share_memory_are_not_taken_for_each_other(device, monkeypat
         for _ in range(2):
             (found,) = [host(y) for y in run(program, whole, given)]
             np.testing.assert_allclose(found, function(whole, part).numpy(), rtol=1e-5)
-    assert program.move_count > 0
+    assert program.redirect_count > 0
 
 
 def test_without_the_driver_large_inputs_are_copied(device, monkeypatch):
@@ -266,13 +266,13 @@ def test_without_the_driver_large_inputs_are_copied(device, monkeypatch):
     for k in range(30):
         kept.append(there(X + k))
         run(program, kept[-1], there(X.T / 50))
-    assert program.move_count == 0 and len(Stream.graphs) <= 8
+    assert program.redirect_count == 0 and len(Stream.graphs) <= 8
 
 
 def test_a_training_loop_with_large_batches_at_new_addresses(device, monkeypatch):
     """Calls that are known from before are looked up anew when a graph was changed."""
     launch.use(cusim, driver())
-    monkeypatch.setattr(devices, "LARGE_BYTES", X.nbytes)
+    monkeypatch.setattr(devices, "REDIRECT_BYTES", X.nbytes)
     accelerated, w, kept = dlaccelerate(lambda w, x: w - 0.01 * (x.T @ m.tanh(x @ w))), there(X.T / 50), []
     plain = there(X.T / 50)
     for k in range(40):
@@ -280,7 +280,7 @@ def test_a_training_loop_with_large_batches_at_new_addresses(device, monkeypatch
         w = accelerated(w, kept[-1])
         plain = plain - 0.01 * (kept[-1].T @ m.tanh(kept[-1] @ plain))
     np.testing.assert_allclose(w.numpy(), plain.numpy(), rtol=1e-4)
-    assert accelerated.trace().program.move_count > 20
+    assert accelerated.trace().program.redirect_count > 20
 
 
 def test_an_address_given_to_another_array_is_read_anew(device):

@@ -136,7 +136,7 @@ def _bind_contraction(op: Any, y: Any, inputs: list[Any], params: dict[str, Any]
             _plans.clear()
         nests = op.contraction_rule(a, b, **params)
         plan = _plans[key] = contract.plan(nests, *layouts, dtype=y.dtype, precision=precision.current())
-    scratch, counters = _new_arrays(plan.scratch), slots.new_counters(plan)
+    scratch, counters = slots.new_scratch(plan)
     return lambda: plan.run(y, a, b, scratch=scratch, counters=counters)
 
 
@@ -265,7 +265,7 @@ putter, EachInPlace = many.putter, many.EachInPlace
 Mover, bind_copies = many.Mover, many.bind_copies
 bind_rows, free_bytes = rows.bind_rows, rows.free_bytes
 capture, is_graph_wanted, shared = graph.capture, graph.is_wanted, graph.Shared
-can_move, Moves = graph.can_move, graph.Moves
+can_redirect, Arguments = graph.can_redirect, graph.Arguments
 new_memory = new_bytes
 
 

@@ -67,12 +67,12 @@ def _marked(cuda: Any, stream: Any) -> Any:
     return event
 
 
-def can_move() -> bool:
+def can_redirect() -> bool:
     """Whether arguments of captured launches can be changed: by the driver, which CuPy does not offer."""
     return launch.driver() is not None
 
 
-class Moves:
+class Arguments:
     """The kernels of a captured graph and their arguments, to be changed when arrays lie elsewhere.
 
     is_possible : whether all that the graph does is known: kernels whose arguments have 8 bytes, as all of ours have
@@ -123,7 +123,7 @@ class Moves:
         self._nodes.append((node, params, words, pointers))
         return True
 
-    def move(self, moves: Sequence[tuple[int, int, int]]) -> bool:
+    def redirect(self, ranges: Sequence[tuple[int, int, int]]) -> bool:
         """For each (old address, bytes, new address): what was read there is read here by launches from now on.
 
         False if the driver refuses; the graph is then of no use any more.
@@ -133,7 +133,7 @@ class Moves:
         for node, params, words, _ in self._nodes:
             is_changed = False
             for i, word in enumerate(words):
-                for old, nbytes, new in moves:
+                for old, nbytes, new in ranges:
                     if old <= word < old + nbytes:
                         words[i], is_changed = word - old + new, True
             if is_changed and driver.cuGraphExecKernelNodeSetParams(executable, node, params)[0]:

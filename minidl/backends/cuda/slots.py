@@ -38,8 +38,7 @@ class Bound:
             self._scratch: tuple[Any, ...] = before._scratch
             self._counters: Any = before._counters
         else:
-            self._scratch = tuple([launch.cupy().empty(shape, dtype) for shape, dtype in plan.scratch])
-            self._counters = new_counters(plan)
+            self._scratch, self._counters = new_scratch(plan)
 
     def __call__(self) -> None:
         self._plan.run(*self._arrays, self._extras, self._scratch, self._counters)
@@ -57,9 +56,11 @@ def _is_aligned(x: Any) -> bool:
     return bool(x.data.ptr % contract.BASE_ALIGNMENT == 0)
 
 
-def new_counters(plan: Any) -> Any:
-    """What a plan counts its blocks with, at zero; None if it does not."""
-    return launch.cupy().zeros(plan.counters, np.int32) if plan.counters else None
+def new_scratch(plan: Any) -> tuple[tuple[Any, ...], Any]:
+    """(a plan's scratch; what it counts its blocks with, at zero, or None if it does not count them)."""
+    cupy = launch.cupy()
+    counters = cupy.zeros(plan.counters, np.int32) if plan.counters else None
+    return tuple([cupy.empty(shape, dtype) for shape, dtype in plan.scratch]), counters
 
 
 def _placed(place: Any, flat: Callable[[Any], Any]) -> Any:
