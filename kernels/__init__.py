@@ -3,6 +3,7 @@
     kernels/cpu/         NumPy arrays in, NumPy arrays out (Numba)
     kernels/cuda/        their twins for CuPy arrays: equal names, equal arguments
     kernels/normal.py    the numbers behind normal random numbers, so that those are equal everywhere
+    kernels/private.py   folders and files that nobody else can write: where compiled kernels may be kept
 
 A kernel takes its outputs first, then its inputs, then parameters by keyword; it returns None, never allocates, and
 imports nothing of minidl. Where it needs memory of its own, `<op>_scratch` tells the shapes and dtypes (from the shapes

@@ -1,5 +1,6 @@
 """CPU kernels, compiled by Numba. Nothing is imported here: import the module you need, and pay for no other.
 
+kept        Numba's compilers, their code kept on disk where nobody else can write it
 threads     ranged, parallel_for: loops over a range on all cores
 scalars     what generated loops are written in
 vector      blocks of SIMD vectors as values in Numba code

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 from numba import boolean as boolean  # for generated code
-from numba import cfunc, float32, float64, int64, njit, types, uint8
+from numba import float32, float64, int64, njit, types, uint8
 from numba.extending import intrinsic
+
+from minidl.kernels.cpu.kept import kept_cfunc
 
 inf, nan = math.inf, math.nan
 exp, log, log2, log10, log1p, expm1 = np.exp, np.log, np.log2, np.log10, np.log1p, np.expm1
@@ -114,11 +116,7 @@ def loop(function):
     IEEE arithmetic, each operation rounded by itself: a loop gives what its operations one by one give. x / 0 is inf
     or nan.
     """
-    options = dict(error_model="numpy")
-    try:
-        return cfunc(_loop_type, cache=True, **options)(function)
-    except RuntimeError:  # no file to keep a cache beside
-        return cfunc(_loop_type, **options)(function)
+    return kept_cfunc(_loop_type, is_generated=True, error_model="numpy")(function)
 
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -29,11 +29,13 @@ from pathlib import Path
 
 import llvmlite.ir as ir
 import numpy as np
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.compiler import Flags, compile_internal
 from numba.core.cpu import FastMathOptions
 from numba.extending import intrinsic
+
+from minidl.kernels.cpu.kept import kept_cfunc, kept_njit
 
 # A pool is an int64 array that the threads share. What they write while a job runs has a cache line (8 values) alone.
 OPEN = 0  # number of the job that may be joined, or 0
@@ -143,7 +145,7 @@ def _call(typing, function, start, stop, arguments):
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
-@njit(nogil=True, cache=True, no_cfunc_wrapper=True, no_cpython_wrapper=True)
+@kept_njit(nogil=True, no_cfunc_wrapper=True, no_cpython_wrapper=True)
 def _run_blocks(pool):
     """Claim and run blocks of the open job until none is left."""
     function, arguments, count, step = pool[FUNCTION], pool[ARGUMENTS], pool[COUNT], pool[STEP]
@@ -153,7 +155,7 @@ def _run_blocks(pool):
         start = _atomic_add(pool, NEXT, step)
 
 
-@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
+@kept_njit(nogil=True, no_cfunc_wrapper=True)
 def _serve(pool, spins, number):
     """A worker's loop: join every job that opens; return after `spins` idle turns or when told to stop.
 
@@ -183,13 +185,13 @@ def _serve(pool, spins, number):
             idle += 1
 
 
-@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
+@kept_njit(nogil=True, no_cfunc_wrapper=True)
 def _takes(pool, number):
     """Whether a worker sleeps; who gets this answer has to wake it."""
     return _atomic_exchange(pool, ASLEEP + 8 * number, 0) == 1
 
 
-@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
+@kept_njit(nogil=True, no_cfunc_wrapper=True)
 def _run_job(pool, count, step, function, arguments):
     """The caller's part: open a job, work on it, close it, wait for the workers inside."""
     pool[FUNCTION], pool[ARGUMENTS], pool[COUNT], pool[STEP] = function, arguments, count, step
@@ -213,7 +215,7 @@ def _flags():
     return flags
 
 
-@njit(nogil=True, cache=True, no_cfunc_wrapper=True)
+@kept_njit(nogil=True, no_cfunc_wrapper=True)
 def _run_alone(function, start, stop, arguments):
     """The whole range in the calling thread."""
     _call(function, start, stop, arguments)
@@ -266,10 +268,7 @@ def ranged(function):
     launch = names["make"](_sources)
     launch.__name__, launch.__qualname__, launch.__doc__ = function.__name__, function.__qualname__, function.__doc__
     options = dict(nogil=True, error_model="numpy", fastmath={"contract"}, no_cfunc_wrapper=True)
-    try:
-        return njit(cache=True, **options)(launch)
-    except RuntimeError:  # no file to keep a cache beside
-        return njit(**options)(launch)
+    return kept_njit(**options)(launch)
 
 
 def _cpus():
@@ -451,7 +450,7 @@ def bound_call(address: int, count: int, grain: int, table: np.ndarray, held=Non
 def _pieces():
     """A job: a range of pieces; pieces[i] is (first index, one past the last, address of a table) of one call."""
 
-    @cfunc(types.void(types.int64, types.int64, types.CPointer(types.int64)), cache=True)
+    @kept_cfunc(types.void(types.int64, types.int64, types.CPointer(types.int64)))
     def job(start, stop, table):
         for i in range(start, stop):
             piece = table[1] + 24 * i

@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from minidl.backends.cpu import cache
+from minidl.backends import cache
 from minidl.backends.cpu.native import compiler
 from minidl.backends.cpu.native.compiler import OLDEST_LLVM, compiled, unavailable
 from minidl.backends.cpu.native.emitter import Module
 from minidl.backends.cpu.native.target import described, host
 
 ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = compiler._OBJECTS
 needs_native = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 
@@ -261,8 +262,8 @@ def test_a_full_disk_leaves_nothing_behind(fresh, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    cache.keep_object("a" * 64, b"object")
-    assert not list(fresh.iterdir()) and cache.kept_object("a" * 64) is None
+    OBJECTS.put("a" * 64, b"object")
+    assert not list(fresh.iterdir()) and OBJECTS.get("a" * 64) is None
 
 
 # room ---------------------------------------------------------------------------------------------------------------
@@ -279,21 +280,21 @@ def shelf(fresh, monkeypatch):
     """Room for three objects, and three there: a is the oldest; all were written long ago."""
     monkeypatch.setattr(cache, "LIMIT_BYTES", 3 * (cache._HEADER_BYTES + 1000))
     for age, letter in zip((300, 200, 100), "abc"):
-        cache.keep_object(key(letter), bytes(1000))
+        OBJECTS.put(key(letter), bytes(1000))
         os.utime(fresh / f"{key(letter)}.o", (time.time() - age,) * 2)
     assert keys_in(fresh) == "abc"
     return fresh
 
 
 def test_the_least_recently_used_object_makes_room(shelf):
-    cache.keep_object(key("d"), bytes(1000))
+    OBJECTS.put(key("d"), bytes(1000))
     assert keys_in(shelf) == "bcd"
-    assert cache.kept_object(key("b")) == bytes(1000)
-    cache.keep_object(key("e"), bytes(1000))
+    assert OBJECTS.get(key("b")) == bytes(1000)
+    OBJECTS.put(key("e"), bytes(1000))
     assert keys_in(shelf) == "bde"
-    cache.keep_object(key("f"), bytes(2500))
+    OBJECTS.put(key("f"), bytes(2500))
     assert keys_in(shelf) == "f"
-    cache.keep_object(key("a"), bytes(5000))
+    OBJECTS.put(key("a"), bytes(5000))
     assert keys_in(shelf) == "a", "the newest stays, however large"
 
 
@@ -302,7 +303,7 @@ def test_what_others_keep_in_the_folder_stays(shelf):
     for name in theirs:
         (shelf / name).write_bytes(bytes(10000))
         os.utime(shelf / name, (0, 0))
-    cache.keep_object(key("d"), bytes(1000))
+    OBJECTS.put(key("d"), bytes(1000))
     assert keys_in(shelf).replace("n", "") == "bcd" and all((shelf / name).exists() for name in theirs)
 
 
@@ -310,7 +311,7 @@ def test_temporary_files_of_the_dead_are_deleted(shelf):
     for name, age in (("minidl-dead.tmp", 2 * cache.LEFTOVER_SECONDS), ("minidl-busy.tmp", 10)):
         (shelf / name).write_bytes(b"half an obj")
         os.utime(shelf / name, (time.time() - age,) * 2)
-    cache.keep_object(key("d"), b"")
+    OBJECTS.put(key("d"), b"")
     assert [path.name for path in shelf.glob("*.tmp")] == ["minidl-busy.tmp"]
 
 
@@ -324,15 +325,15 @@ def test_files_that_cannot_be_deleted_or_vanish(shelf, monkeypatch):
         original(self, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", unlink)
-    cache.keep_object(key("d"), bytes(1000))
+    OBJECTS.put(key("d"), bytes(1000))
     assert keys_in(shelf) == "acd"
 
 
 def test_many_write_into_little_room(shelf):
     def write(letters):
         for letter in letters * 10:
-            cache.keep_object(key(letter), bytes(1000))
-            assert cache.kept_object(key(letter)) in (None, bytes(1000))
+            OBJECTS.put(key(letter), bytes(1000))
+            assert OBJECTS.get(key(letter)) in (None, bytes(1000))
 
     failed = []
     monitor, threading.excepthook = threading.excepthook, failed.append
@@ -343,7 +344,7 @@ def test_many_write_into_little_room(shelf):
         thread.join()
     threading.excepthook = monitor
     assert not failed
-    cache.keep_object(key("a"), bytes(1000))
+    OBJECTS.put(key("a"), bytes(1000))
     assert len(keys_in(shelf)) <= 3 and not list(shelf.glob("*.tmp"))
 
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import itertools
-import os
 import re
 import sys
-import tempfile
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minidl.backends.cpu.cache import cache_folder
+from minidl.backends.cache import cache_folder, read, write
 from minidl.backends.cpu.memory import keep_freed_memory
 from minidl.backends.cpu.native import compiler
 from minidl.backends.loop import Temp
@@ -582,20 +580,28 @@ def _words() -> str:
 
 
 def _module(name: str, source: str) -> Any:
-    try:
-        path = cache_folder() / f"{name}.py"
-        if not path.exists() or path.read_bytes() != source.encode():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-                file.write(source)
-            os.replace(file.name, path)  # other processes see the old file or the whole new one
-        spec = importlib.util.spec_from_file_location(f"minidl_generated.{name}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-    except Exception:  # nowhere to write, no home, damaged files: compile in memory only
-        space: dict[str, Any] = {"__name__": f"minidl_generated.{name}"}
-        exec(compile(source, f"<{name}>", "exec"), space)
-        return type("module", (), {name: staticmethod(space[name])})
+    """The module that the text says. In the cache folder it has a file, beside which Numba keeps its code; Python's own
+    compiled form is neither written nor read."""
+    path = _kept_at(name, source)
+    if path is not None:
+        module = types.ModuleType(f"minidl_generated.{name}")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module
+        try:
+            exec(compile(source, module.__file__, "exec"), module.__dict__)
+            return module
+        except Exception:  # a damaged file of Numba's: compile in memory only
+            del sys.modules[module.__name__]
+    space: dict[str, Any] = {"__name__": f"minidl_generated.{name}"}
+    exec(compile(source, f"<{name}>", "exec"), space)
+    return type("module", (), {name: staticmethod(space[name])})
+
+
+def _kept_at(name: str, source: str) -> Path | None:
+    """Where the text lies in the cache folder, written if need be; None if it or Numba's code cannot lie there."""
+    folder = cache_folder("__pycache__") and cache_folder()
+    if folder is None:
+        return None
+    path = folder / f"{name}.py"
+    is_there = read(path) == source.encode() or write(path, source.encode())
+    return path if is_there else None

@@ -13,11 +13,12 @@ import time
 import weakref
 from typing import Any
 
-from minidl.backends.cpu.cache import keep_object, kept_object
+from minidl.backends.cache import Shelf, cache_folder
 from minidl.backends.cpu.native.target import Target, host
 
 OLDEST_LLVM = 20  # earlier releases of llvmlite have typed pointers
 _FORMAT = 1  # count up when other machine code is made of the same text: passes, code model, options
+_OBJECTS = Shelf("native", ".o")  # machine code of earlier runs
 
 
 class Code:
@@ -115,13 +116,13 @@ def _made(key: str, text: str, target: Target) -> Code:
     """The code from disk or, where it is not there, compiled and written to disk."""
     started = time.perf_counter()
     llvm, generator = _llvm(), machine(target)
-    kept = kept_object(key)
+    kept = _OBJECTS.get(key)
     found = generator.emit_object(_optimized(text, generator)) if kept is None else kept
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), generator)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found))
     engine.finalize_object()
     if kept is None:
-        keep_object(key, found)
+        _OBJECTS.put(key, found)
     return Code(engine, kept is not None, time.perf_counter() - started)
 
 
@@ -160,6 +161,7 @@ LIBRARY = [name + kind for name in ("sin", "cos", "tan", "fmod") for kind in (""
 
 @functools.cache
 def _unavailable() -> str | None:
+    cache_folder()  # what it warns of, where warnings are errors, is no reason to do without
     try:
         import llvmlite.binding as llvm
 
