@@ -65,7 +65,8 @@ def _match(work: Contract) -> Match | None:
                          and bool(d[1]) != is_weight_grad and d[2] and bool(d[3]) == is_weight_grad]  # fmt: skip
         for taps in itertools.combinations(tap_numbers, 2):
             for places in itertools.permutations(place_numbers, 2):
-                if all(abs(dims[t][2]) == dims[p][2] for t, p in zip(taps, places)) and _pays(dims, taps + places):
+                is_sliding = all(abs(dims[t][2]) == dims[p][2] for t, p in zip(taps, places))
+                if is_sliding and _pays(dims, taps + places, is_weight_grad):
                     return Match(taps, places, is_swapped, is_weight_grad)
     return None
 
@@ -74,13 +75,27 @@ def _seen(d: Dim, is_swapped: bool) -> Dim:
     return (d[0], d[1], d[3], d[2]) if is_swapped else d
 
 
-def _pays(dims: Sequence[Dim], used: tuple[int, ...]) -> bool:
-    """Whether there are products enough per transform, and every other index is one of channels or observations."""
-    others = [d for i, d in enumerate(dims) if i not in used and d[0] > 1]
-    channels = math.prod([d[0] for d in others if d[2] and (d[3] or d[1]) and not (d[3] and d[1])] or [1])
-    filters = math.prod([d[0] for d in others if d[3] and not d[2]] or [1])
-    has_groups = any(d[1] and d[2] and d[3] for d in others)
-    return not has_groups and min(channels, filters) >= 16 and channels * filters >= LEAST_PRODUCTS
+def _beside(dims: Sequence[Dim], used: tuple[int, ...]) -> dict[str, list[int]]:
+    """The indices that do not slide, by the pair of operands that move along them. One that moves along another number
+    of operands (groups; an operand that is the same for all observations) has a name that no transform asks for."""
+    found: dict[str, list[int]] = {}
+    for i, (size, *strides) in enumerate(dims):
+        if i not in used and size > 1:
+            found.setdefault("".join([name for name, stride in zip("yxw", strides) if stride]), []).append(i)
+    return found
+
+
+def _pays(dims: Sequence[Dim], used: tuple[int, ...], is_weight_grad: bool) -> bool:
+    """Whether there are products enough per transform, and every other index is one of channels, filters or
+    observations. A tile of x serves all filters, a tile of the other operand of places (the result, or its gradient)
+    all channels; observations make more tiles, but no tile cheaper."""
+    beside = _beside(dims, used)
+    if not set(beside) <= {"yx", "yw", "xw"}:
+        return False
+    channels, filters = (
+        math.prod(dims[i][0] for i in beside.get(pair, ())) for pair in ("yx" if is_weight_grad else "xw", "yw")
+    )
+    return min(channels, filters) >= 16 and channels * filters >= LEAST_PRODUCTS
 
 
 # one-dimensional transforms, over scalars of a loop ---------------------------------------------------------------
@@ -163,8 +178,10 @@ class _Indices:
         )  # fmt: skip
         self.y, self.x, self.w = (work.y, work.b, work.a) if match.is_swapped else (work.y, work.a, work.b)
         self.taps, self.places = match.taps, match.places
-        used = {*self.taps, *self.places}
-        self.beside = [i for i, d in enumerate(self.dims) if i not in used and d[0] > 1]
+        beside = _beside(self.dims, self.taps + self.places)
+        self.filters = beside["yw"]
+        names = ("xw", "yx") if match.is_weight_grad else ("yx", "xw")
+        self.batch, self.channels = (beside.get(name, []) for name in names)
         self.tiles = tuple(self.dims[p][0] // 2 for p in self.places)
         self.device = self.graph.specs[work.y].device
         self.dtype = self.graph.specs[work.y].dtype
@@ -189,9 +206,7 @@ class _Indices:
 
 def _forward(layout: Layout, work: Contract, match: Match) -> list[Loop | Contract]:
     n, dtype = _Indices(layout, work, match), work.dtype
-    batch = [i for i in n.beside if n.dims[i][2] and n.dims[i][1]]
-    channels = [i for i in n.beside if not n.dims[i][1]]
-    filters = [i for i in n.beside if not n.dims[i][2]]
+    batch, channels, filters = n.batch, n.channels, n.filters
     count = math.prod(n.tiles)
     # weights -> u [16, channels, filters]
     inner = n.sizes(channels) + n.sizes(filters)
@@ -212,7 +227,7 @@ def _forward(layout: Layout, work: Contract, match: Match) -> list[Loop | Contra
     ms = dense(m_shape, range(len(m_shape)))
     vs = dense(v.shape, range(len(v.shape)))
     us = dense((16, *inner), range(1 + len(inner)))
-    b, c, f = len(batch), len(channels), len(filters)
+    b, c = len(batch), len(channels)
     dims: list[Dim] = [(n.dims[i][0], ms[k], vs[k], 0) for k, i in enumerate(batch)]
     dims += [(16, ms[b], vs[b], us[0]), (count, ms[b + 2], vs[b + 2], 0)]
     dims += [(n.dims[i][0], ms[b + 3 + k], 0, us[1 + c + k]) for k, i in enumerate(filters)]
@@ -227,7 +242,6 @@ def _forward(layout: Layout, work: Contract, match: Match) -> list[Loop | Contra
         dtype, sizes, lambda i, j: Access(m, (4 * i + j) * ms[b], m_along), 4, _output,
         lambda i, j: Access(n.y, n.y_start + i * y1 + j * y2, y_along), work.where,
     )  # fmt: skip
-    assert f >= 1 and c >= 1
     return [weights, load, product, output]
 
 
@@ -254,9 +268,7 @@ def _x_tiles(n: _Indices, batch: list[int], channels: list[int]) -> tuple[_Tiles
 def _weight_grad(layout: Layout, work: Contract, match: Match) -> list[Loop | Contract]:
     # here w is the gradient of the result (it moves along places), and y has the shape of the weights
     n, dtype = _Indices(layout, work, match), work.dtype
-    batch = [i for i in n.beside if n.dims[i][2] and n.dims[i][3]]
-    channels = [i for i in n.beside if n.dims[i][1] and n.dims[i][2]]
-    filters = [i for i in n.beside if n.dims[i][1] and not n.dims[i][2]]
+    batch, channels, filters = n.batch, n.channels, n.filters
     v, load = _x_tiles(n, batch, channels)
     b, c = len(batch), len(channels)
     # tiles of the gradient -> g [batch, 16, tiles, filters]

@@ -25,8 +25,8 @@ def step(stride=1, dilation=1):
     return lambda x, w: m.dlfeval(function, x, w)
 
 
-def arrays(size, channels, filters, kernel=(3, 3), dtype="float64"):
-    x = dlarray(RANDOM.normal(size=(*size, channels, 3)).astype(dtype), "SSCB")
+def arrays(size, channels, filters, kernel=(3, 3), dtype="float64", batch=3):
+    x = dlarray(RANDOM.normal(size=(*size, channels, batch)).astype(dtype), "SSCB")
     return x, dlarray(RANDOM.normal(size=(*kernel, channels, filters)).astype(dtype))
 
 
@@ -68,6 +68,9 @@ def test_multiplications_fall_to_four_ninths():
     ("odd sizes", step(), arrays((7, 7), 16, 16)),
     ("few channels", step(), arrays((8, 8), 3, 16)),
     ("few filters", step(), arrays((8, 8), 16, 3)),
+    ("N4: few channels, many observations", step(), arrays((8, 8), 3, 16, batch=33)),
+    ("N4: one channel, many observations", step(), arrays((8, 8), 1, 32, batch=32)),
+    ("N4: one filter, many observations", step(), arrays((8, 8), 32, 1, batch=32)),
     ("another filter", step(), arrays((8, 8), 16, 16, (5, 5))),
     ("a flat filter", step(), arrays((8, 8), 16, 16, (3, 1))),
     ("strides", step(stride=2), arrays((8, 8), 16, 16)),
