@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from minidl import backends
+from minidl.accelerate.cache import Cache
 from minidl.accelerate.function import PLACES
 from minidl.core.errors import MinidlError
 from minidl.core.random import rng
@@ -31,6 +32,7 @@ hypothesis.settings.load_profile("minidl")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "torch: compares with PyTorch; skipped where torch is not installed")
+    config.addinivalue_line("markers", "ill_compiler: breaks the compiler on purpose, so that recordings are given up")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,6 +65,21 @@ def explained():
         return found.value
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def every_recording_compiles(request, monkeypatch):
+    """A recording that cannot be compiled costs speed alone, and a test may have silenced the warning: so it fails."""
+    given_up, give_up = [], Cache.give_up
+
+    def noted(cache, trace, *args, **kwargs):
+        given_up.append(trace.name)
+        return give_up(cache, trace, *args, **kwargs)
+
+    monkeypatch.setattr(Cache, "give_up", noted)
+    yield
+    if not request.node.get_closest_marker("ill_compiler"):
+        assert not given_up, "recordings that could not be compiled"
 
 
 @pytest.fixture(autouse=True)

@@ -964,6 +964,7 @@ def test_C1_a_fault_while_replaying():
 
 
 @pytest.mark.only_on("cpu")
+@pytest.mark.ill_compiler
 @pytest.mark.parametrize("where", [
     "simplify", "expand", "choose_layout", "schedule", "recomputed", "winograd", "plan_phases", "NativeProgram",
 ])  # fmt: skip
