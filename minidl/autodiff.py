@@ -6,8 +6,11 @@ Source: Griewank and Walther, Evaluating Derivatives (2008), chapter 3.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from minidl.core.custom import check_gradients
 from minidl.core.dlarray import DLArray
@@ -15,9 +18,10 @@ from minidl.core.errors import DTypeError, TraceError
 from minidl.core.labels import describe
 from minidl.core.op import named
 from minidl.core.options import options
+from minidl.core.places import own_frame
 from minidl.core.spec import Value
 from minidl.core.tape import Call, Tape, going_back, open_tapes, opened, paused
-from minidl.core.tree import flatten, unflatten
+from minidl.core.tree import flatten, paths, unflatten
 
 
 def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -41,6 +45,7 @@ def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return replayed[0]
     tape = Tape()
     leaves, structure = flatten((args, kwargs))
+    tape.given = leaves
     alias = named("alias")
     traced = []
     for leaf in leaves:
@@ -74,7 +79,8 @@ def dlgradient(
     EnableHigherDerivatives : trace the gradient's own computation, so that it can be differentiated again.
     AllowComplex : accepted for MATLAB's sake; minidl's arrays are real.
     Returns one gradient per x (a tuple if there are several).
-    Raises TraceError if y is not a traced real scalar, if an x is not traced, or if the trace was released.
+    Raises TraceError if y is not a traced real scalar, if an x is not traced (it names the field and the reason), or if
+    the trace was released.
     Source: MathWorks, reference page "dlgradient"; Griewank and Walther, Evaluating Derivatives (2008).
 
     >>> def fun(x):
@@ -89,7 +95,9 @@ def dlgradient(
     if not x:
         raise TraceError("dlgradient: nothing to differentiate by. Give at least one traced dlarray after y.")
     leaves, structure = flatten(list(x))
-    _check_traced(tape, leaves)
+    for number, leaf in enumerate(leaves):
+        if not isinstance(leaf, DLArray) or not tape.knows(leaf._value):
+            raise _untraced(tape, x, number, leaf)
     keep = RetainData or EnableHigherDerivatives
     one = DLArray(_ones_like(y))
     with paused([] if EnableHigherDerivatives else [tape]):
@@ -208,7 +216,10 @@ def _tape_of(y: Any) -> Tape:
     """The innermost gradient tape on which y was computed."""
     need = "It must be a traced real dlarray scalar."
     if not isinstance(y, DLArray):
-        raise TraceError(f"dlgradient: Value to differentiate is a {type(y).__name__}, not a dlarray. {need}")
+        raise TraceError(
+            f"dlgradient: Value to differentiate is a {type(y).__name__}, not a dlarray. {need} "
+            "What extractdata, float and item give is not traced."
+        )
     if y.size != 1:
         raise TraceError(
             f"dlgradient: Value to differentiate is non-scalar ({describe(y.shape, y._labels)}). {need} "
@@ -218,27 +229,96 @@ def _tape_of(y: Any) -> Tape:
         raise TraceError(
             f"dlgradient: Value to differentiate is logical. {need} Differentiate what it was compared from."
         )
-    for tape in reversed(open_tapes()):
-        if not tape.everything and tape.knows(y._value):
+    tapes = [tape for tape in reversed(open_tapes()) if not tape.everything]
+    for tape in tapes:
+        if tape.knows(y._value):
             return tape
-    raise TraceError(
-        f"dlgradient: Value to differentiate is not traced. {need} "
-        "Use dlgradient inside a function called by dlfeval to trace the variables."
-    )
+    if not tapes:
+        why = "Use dlgradient inside a function called by dlfeval to trace the variables"
+    elif not any(isinstance(given, DLArray) for given in tapes[0].given):
+        why = "There is no dlarray among the arguments of dlfeval, so nothing is traced: wrap them with dlarray"
+    elif tapes[0].was_before(y._value):
+        why = "It was there before dlfeval was called: compute it inside the function, from the function's arguments"
+    else:
+        why = (
+            "It depends on no dlarray among the arguments of dlfeval. What extractdata takes out is not traced, and "
+            "what dlgradient returns is traced with EnableHigherDerivatives=True only"
+        )
+    raise TraceError(f"dlgradient: Value to differentiate is not traced. {need} {why}.")
 
 
-def _check_traced(tape: Tape, leaves: list[Any]) -> None:
-    for leaf in leaves:
-        if not isinstance(leaf, DLArray):
-            raise TraceError(
-                f"dlgradient: a variable to differentiate by is a {type(leaf).__name__}, not a dlarray. "
-                "Wrap it with dlarray and pass it to dlfeval as an argument."
+def _untraced(tape: Tape, x: tuple[Any, ...], number: int, leaf: Any) -> TraceError:
+    """The complaint about a leaf of x by which nothing can be differentiated: which one it is, why, what to do."""
+    name = _name_of(x, number, leaf)
+    if not isinstance(leaf, DLArray):
+        kind = type(leaf).__name__
+        if isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):
+            return TraceError(
+                f"dlgradient: {name} is of type {kind}, not a dlarray, and dlfeval traces dlarrays alone. Wrap it with "
+                "dlarray before dlfeval is called, and leave extractdata out."
             )
-        if not tape.knows(leaf._value):
-            raise TraceError(
-                "dlgradient: a variable to differentiate by is not traced. "
-                "Pass it to dlfeval as an argument (inside a struct or list if you like)."
+        return TraceError(
+            f"dlgradient: {name} is of type {kind}, not a dlarray. dlfeval and dlgradient look into struct, dict, "
+            "list, tuple and dataclass, nothing else: make it one of them, or give its dlarrays in one."
+        )
+    value = leaf._value
+    if any(not other.everything and other.knows(value) for other in open_tapes()):
+        why = "it belongs to another dlfeval than y, one outside or inside of it. Pass it to the inner dlfeval too"
+    elif any(isinstance(given, DLArray) and given._value is value for given in tape.given):
+        why = "it is the array from outside of the function. What is traced is the function's own argument: use that"
+    elif tape.was_before(value):
+        holder = next((type(given).__name__ for given in tape.given if _holds(given, value)), None)
+        if holder is not None:
+            why = (
+                f"it belongs to an object of type {holder}, and dlfeval looks into struct, dict, list, tuple and "
+                f"dataclass, nothing else. Make {holder} a dataclass, or pass its dlarrays to dlfeval as an argument"
             )
+        else:
+            why = (
+                "it was there before and is not among the arguments of dlfeval (a global variable, one of an enclosing "
+                "function, an attribute). Pass it to dlfeval as an argument (inside a struct or list if you like)"
+            )
+    else:
+        why = "it was made inside the function, of nothing that is traced. Pass it to dlfeval as an argument"
+    return TraceError(f"dlgradient: {name} is not traced: {why}.")
+
+
+def _holds(given: Any, value: Value) -> bool:
+    """Whether an object, which trees do not look into, has the value in one of its attributes."""
+    if isinstance(given, DLArray) or not hasattr(given, "__dict__"):
+        return False
+    return any(isinstance(x, DLArray) and x._value is value for x in flatten(list(vars(given).values()))[0])
+
+
+def _name_of(x: tuple[Any, ...], number: int, leaf: Any) -> str:
+    """What the caller calls a leaf of x: "parameters.conv1.Weights"; a description if it has no name there."""
+    found = paths(list(x))[number]  # "[0].conv1.Weights"
+    place, _, rest = found[1:].partition("]")
+    frame = own_frame()
+    scopes = [] if frame is None else [frame.f_locals, frame.f_globals]
+    for scope in scopes:
+        for y, end in ((x[int(place)], rest), (leaf, "")):
+            name = _named(scope, y)
+            if name:
+                return name + end
+    which = "the variable" if len(x) == 1 else f"variable {int(place) + 1}"
+    return f"{which} to differentiate by" + (f" (field {rest.lstrip('.')})" if rest else "")
+
+
+def _named(scope: dict[str, Any], y: Any) -> str:
+    """The name of an object, or of whose field it is: "w", "net.w"; "" if there is none."""
+    if isinstance(y, (int, float, str)):  # equal ones may be one object
+        return ""
+    for name, x in scope.items():
+        if x is y:
+            return name
+    for name, x in scope.items():
+        fields = x if isinstance(x, dict) else getattr(x, "__dict__", None)
+        if isinstance(fields, dict) and not isinstance(x, (type, types.ModuleType)):
+            for field, z in fields.items():
+                if z is y:
+                    return f"{name}.{field}"
+    return ""
 
 
 def _released() -> TraceError:

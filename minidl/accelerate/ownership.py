@@ -6,15 +6,13 @@ likes. So classes are taken by `type`, compared by identity and searched along t
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
-import sysconfig
 import threading
 import types
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from minidl.core.places import is_user_file
 
 
 class _Missing:
@@ -77,27 +75,6 @@ def own_attributes(x: Any) -> Any:
 
 
 # whose code -----------------------------------------------------------------------------------------------------
-def _folder(path: str) -> str:
-    return os.path.join(os.path.normcase(os.path.realpath(path)), "")
-
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-_KERNELS = _PACKAGE / "kernels" if (_PACKAGE / "kernels").is_dir() else _PACKAGE.parent / "kernels"
-_STANDARD = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
-_NOT_THE_USERS = tuple([_folder(str(path)) for path in (_PACKAGE, _KERNELS, *_STANDARD)])
-
-
-@functools.cache
-def is_user_file(filename: str) -> bool:
-    """Whether code of this file is the user's: not minidl's, the standard library's or an installed package's."""
-    if filename.startswith("<"):
-        return not filename.startswith(("<frozen", "<__array_function__"))
-    paths = [os.path.normcase(os.path.abspath(filename)), os.path.normcase(os.path.realpath(filename))]
-    if any(part in ("site-packages", "dist-packages") for path in paths for part in path.split(os.sep)):
-        return False
-    return not any(path.startswith(_NOT_THE_USERS) for path in paths)
-
-
 def is_user_function(function: types.FunctionType) -> bool:
     """Whether a function is the user's; generated code belongs to who had it generated."""
     name, file = function.__code__.co_filename, function.__globals__.get("__file__")

@@ -37,7 +37,10 @@ def plain_key(x: Any) -> Hashable:
     if isinstance(x, np.ndarray):
         if x.dtype.hasobject:
             return type(x), x.shape, tuple(map(plain_key, x.reshape(-1).tolist()))
-        return type(x), x.shape, x.dtype, x.tobytes()
+        if type(x) is np.ndarray:
+            return type(x), x.shape, x.dtype, x.tobytes()
+        beside = tuple([(name, plain_key(y)) for name, y in getattr(x, "__dict__", {}).items()])  # a mask, units
+        return type(x), x.shape, x.dtype, np.asarray(x).tobytes(), beside
     if isinstance(x, np.generic):
         return type(x), x.dtype, x.tobytes()
     if isinstance(x, set):

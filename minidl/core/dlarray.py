@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from opcode import opmap
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -11,8 +13,9 @@ from minidl.core.changes import note_change
 from minidl.core.device import device_of, gpu_array, host, is_on_gpu, need_gpu
 from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
+from minidl.core.places import own_line
 from minidl.core.spec import TYPE_NAMES, Spec, Value
-from minidl.core.tape import note_read, open_tapes
+from minidl.core.tape import is_differentiated, note_read, open_tapes
 
 Operand: TypeAlias = "DLArray | np.ndarray | float | int | bool | list[Any]"
 Other: TypeAlias = "DLArray | np.ndarray | float"  # the other side of an operator
@@ -72,6 +75,11 @@ class DLArray:
         return self._value.spec.device
 
     @property
+    def _is_traced(self) -> bool:
+        """Whether `dlgradient` can differentiate by what is computed from it, here and now."""
+        return is_differentiated(self._value)
+
+    @property
     def T(self) -> DLArray:
         """The transpose."""
         return _call("transpose", self)
@@ -106,6 +114,7 @@ class DLArray:
         return np.array(numbers(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        _keep_traced(self, "is converted to a NumPy array")
         data = numbers(self)
         if copy or (dtype is not None and np.dtype(dtype) != data.dtype):
             return np.array(data, dtype=dtype)
@@ -121,6 +130,8 @@ class DLArray:
         return numbers(self).reshape(()).item()
 
     def __float__(self) -> float:
+        if open_tapes() and _is_assignment(sys._getframe(1)):
+            _keep_traced(self, "is put into an array that is no dlarray (array[i] = x)")
         return float(self.item())
 
     def __int__(self) -> int:
@@ -155,6 +166,7 @@ class DLArray:
         """A copy for other libraries: not all of them know of memory that must not be written to."""
         if options.get("copy") is False:
             raise BufferError("dlarray: its memory is not shared, others might write to it. Ask for a copy.")
+        _keep_traced(self, "is given to another library (DLPack)")
         return _data(self).copy("K").__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -162,6 +174,7 @@ class DLArray:
 
     # copies -----------------------------------------------------------------------------------------------------
     def __reduce__(self) -> tuple[Any, ...]:
+        _keep_traced(self, "is pickled")
         return _restore, (np.array(numbers(self), order="C"), self._labels, self.device)
 
     def __copy__(self) -> DLArray:
@@ -382,11 +395,16 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
           of them become double. The data are copied, in the same order in memory, so that changing the array
           afterwards does not change the dlarray. An array that owns its data and is read-only is not copied
           (X.flags.writeable = False; views of X that were made before must not be written to), nor is a dlarray.
+          A list (or tuple, nested ones too) may have dlarrays in it, all of one size: they are stacked as NumPy stacks
+          arrays, along a new first dimension, [x, y] of two scalars being a vector; the result is traced as they are.
+          Formatted ones are stacked along a new last dimension, labelled U, and must have one format; where `fmt` is
+          given, it labels the new first dimension and theirs. All functions that take arrays take such lists.
     fmt : a label per dimension of X: S spatial, C channel, B batch, T time, U unspecified. The result's dimensions
           stand in the order S..., C, B, T, U...: X of size 3x4 with "TS" becomes 4(S) x 3(T). More labels than
           dimensions add dimensions of size 1. One label for a vector gives a column, n x 1, labelled with U.
           If X is formatted already, `fmt` replaces its labels.
-    Raises LabelError for wrong labels, DTypeError for data of another type (integers, complex, text).
+    Raises LabelError for wrong labels, DTypeError for data of another type (integers, complex, text) and for arrays
+    that are more than their numbers (a mask, units, records), ShapeError for a list of dlarrays of unlike sizes.
     Source: MathWorks, reference page "dlarray".
 
     >>> dlarray([[1.0, 2.0, 3.0]], "BC").shape
@@ -399,6 +417,9 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
     """
     if isinstance(X, DLArray):
         return DLArray(X._value, X._labels) if fmt is None else _label(X._value, fmt)
+    found = gathered("dlarray", X, is_labelled=fmt is None)
+    if found is not None:
+        return found if fmt is None else _label(found._value, fmt)
     return _wrapped(kept_data(check_data("dlarray", X), X), fmt)
 
 
@@ -436,6 +457,22 @@ def _data(x: DLArray) -> Any:
     return value.data
 
 
+def _keep_traced(x: DLArray, what: str) -> None:
+    """Raise TraceError if numbers that leave x now would lose their derivative. Logical ones have none."""
+    if open_tapes() and x._value.spec.dtype.kind == "f" and is_differentiated(x._value):
+        raise TraceError(
+            f"dlarray: at {own_line()} a traced dlarray ({describe(x.shape, x._labels)}) {what}: what is computed from "
+            "that would be a constant to dlgradient. Use a function of minidl, or of NumPy's on the dlarray itself "
+            "(A @ X, np.sum(X), vertcat(X, Y)); extractdata(X) if no derivative is wanted; or @op for a function of "
+            "your own."
+        )
+
+
+def _is_assignment(frame: Any) -> bool:
+    """Whether the frame is at an `a[i] = x`, for which NumPy asks x for a float."""
+    return frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]
+
+
 def is_unchangeable(data: Any) -> bool:
     """Whether nobody can change these numbers: a read-only NumPy array that owns them, or a view of such ones."""
     while type(data) is np.ndarray and not data.flags.writeable:
@@ -453,8 +490,105 @@ def kept_data(data: np.ndarray, source: Any) -> np.ndarray:
 _COPIED = {bool, int, float, list, tuple, range, np.float32, np.float64, np.bool_}  # of these NumPy makes new arrays
 
 
+def gathered(who: str, X: Any, *, is_labelled: bool = True) -> DLArray | None:
+    """A list with dlarrays in it, at any depth, as one dlarray, traced; None for anything else.
+
+    is_labelled : whether the elements' labels count (see `dlarray`).
+    """
+    if type(X) in _NUMBERS:
+        return None
+    if isinstance(X, np.ndarray):
+        if X.dtype.kind != "O":
+            return None
+        X = X.tolist()
+        if isinstance(X, DLArray):  # an array of no dimensions
+            return DLArray(X._value, X._labels if is_labelled else "")
+    if not _is_list(X) or not _has_dlarrays(who, X):
+        return None
+    elements = [_element(who, x, is_labelled) for x in X]
+    return _call("stacked", who, elements)
+
+
+def plain_array(who: str, X: Any) -> Any:
+    """Numbers or labels as a plain array in the host's memory, for what has no derivative: a NumPy array as it is.
+
+    Recordings are told where dlarrays are looked at. Arrays that are more than their numbers are refused.
+    """
+    if isinstance(X, np.ndarray):
+        check_plain(who, X)
+    found = X if isinstance(X, DLArray) else gathered(who, X)
+    return np.asarray(X) if found is None else np.asarray(numbers(found))
+
+
+def shape_of(X: Any) -> tuple[int, ...]:
+    """Sizes of anything that an array can be made of."""
+    if isinstance(X, DLArray):
+        return X._value.spec.shape
+    found = gathered("size", X)
+    return np.shape(X) if found is None else found._value.spec.shape
+
+
+def _is_list(X: Any) -> bool:
+    return isinstance(X, (list, tuple)) or isinstance(X, Sequence) and not isinstance(X, _NO_LISTS)
+
+
+_NO_LISTS = (str, bytes, bytearray, memoryview, range)
+_NUMBERS = {bool, int, float, np.float32, np.float64, np.bool_, np.int32, np.int64}
+
+
+def _has_dlarrays(who: str, X: Any) -> bool:
+    """Whether a list has dlarrays in it, at any depth. Elements that are no plain arrays are refused on the way."""
+    if _NUMBERS.issuperset(map(type, X)):
+        return False
+    found = False
+    for x in X:
+        if isinstance(x, DLArray):
+            found = True
+        elif isinstance(x, np.ndarray):
+            check_plain(who, x)
+            found |= x.dtype.kind == "O" and _has_dlarrays(who, x.reshape(-1).tolist())
+        elif _is_list(x):
+            found |= _has_dlarrays(who, x)
+    return found
+
+
+def _element(who: str, x: Any, is_labelled: bool) -> DLArray:
+    """An element of such a list."""
+    if isinstance(x, DLArray):
+        return x if is_labelled else DLArray(x._value)
+    found = gathered(who, x, is_labelled=is_labelled)
+    if found is not None:
+        return found
+    if is_on_gpu(x):
+        return dlarray(x)
+    data = check_data(who, [x])  # as NumPy has it, whole numbers in lists are real ones
+    return _wrapped(data.reshape(data.shape[1:]), None)
+
+
+def check_plain(who: str, x: Any) -> None:
+    """Raise DTypeError for an array of NumPy's that is more than its numbers: with a mask, with units, a record."""
+    kind = type(x)
+    if kind is np.ndarray or not isinstance(x, np.ndarray) or isinstance(x, (np.memmap, np.matrix)):
+        return
+    if isinstance(x, np.ma.MaskedArray):
+        remedy = "Its mask would be lost: fill it, x.filled(value), or take what is not masked, x.compressed()."
+    else:
+        remedy = "What it is beside its numbers would be lost. If they alone are meant: np.asarray(x)."
+    raise DTypeError(f"{who}: a plain array is wanted; got {kind.__name__}. {remedy}")
+
+
+def refuse_matrix(who: str, x: Any) -> None:
+    """Raise DTypeError for a np.matrix where its own meaning of * would be lost."""
+    if isinstance(x, np.matrix):
+        raise DTypeError(
+            f"{who}: the * of a {type(x).__name__} is a matrix product, that of a dlarray is not. "
+            "Write np.asarray(x), and @ for the product."
+        )
+
+
 def check_data(who: str, X: Any) -> np.ndarray:
     """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
+    check_plain(who, X)
     is_plain = isinstance(X, (bool, int, float, list, tuple, range))
     try:
         data = gpu_array(who, X) if type(X) not in _COPIED and is_on_gpu(X) else np.asarray(X)
@@ -484,17 +618,25 @@ def operand(who: str, x: Any, *, is_kept: bool = True) -> Any:
     kind = type(x)
     if kind is float or kind is int or kind is bool:
         return x
+    if kind is not np.ndarray and isinstance(x, np.ndarray):
+        check_plain(who, x)
+        refuse_matrix(who, x)
     if isinstance(x, np.generic) or (isinstance(x, np.ndarray) and x.ndim == 0):
         x = x.item()
     if isinstance(x, (bool, int, float)):
         return x
+    if isinstance(x, DLArray):  # of a class of the user's
+        return DLArray(x._value, x._labels)
+    found = gathered(who, x)
+    if found is not None:
+        return found
     data = check_operand(who, x)
     return _wrapped(kept_data(data, x) if is_kept else data, None)
 
 
 def check_operand(who: str, x: Any) -> np.ndarray:
     """Like check_data, but subscripts (integer arrays) pass: some ops take them."""
-    if isinstance(x, np.ndarray) and x.dtype.kind in "iu" and x.dtype.itemsize == 8:
+    if type(x) is np.ndarray and x.dtype.kind in "iu" and x.dtype.itemsize == 8:
         return x
     return check_data(who, x)
 

@@ -89,6 +89,11 @@ def choice(who: str, option: str, value: object, allowed: Iterable[str]) -> str:
 def number(who: str, name: str, value: object, expected: str, is_right: Callable[[float], bool]) -> float:
     """`value` as a float if it is a finite number (also a NumPy one) that `is_right`; otherwise an OptionError."""
     if getattr(value, "shape", None) == ():
+        if getattr(value, "_is_traced", False):
+            raise TraceError(
+                f"{who}: {name} is a traced dlarray, and there is no derivative by it. Give a number, or "
+                f"extractdata({name}) if no derivative is wanted."
+            )
         value = value.item()  # type: ignore[attr-defined]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and -1e308 < value < 1e308 and is_right(float(value)):  # type: ignore[operator, arg-type]

@@ -50,6 +50,7 @@ class Tape:
         self.released: set[int] = set()
         self.reads: list[tuple[Value, str]] = []
         self.is_paused = False
+        self.given: list[Any] = []  # what dlfeval was called with, leaf by leaf; for complaints
         self.began = next_age()
 
     def add_root(self, value: Value) -> None:
@@ -167,6 +168,11 @@ def note_read(value: Value) -> None:
     for tape in _open.tapes:
         if tape.everything and (id(value) in tape.known or value.age < tape.began):
             tape.reads.append((value, user_line()))
+
+
+def is_differentiated(value: Value) -> bool:
+    """Whether a gradient tape is following `value`: numbers taken out of it lose their derivative."""
+    return any([not tape.everything and not tape.is_paused and id(value) in tape.known for tape in _open.tapes])
 
 
 def user_line() -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidl.core.device import host, is_on_gpu
-from minidl.core.dlarray import DLArray, adopted
+from minidl.core.dlarray import DLArray, adopted, check_plain
 from minidl.core.errors import DataError, DTypeError, EmptyDataError, OptionError, ShapeError, choice
 from minidl.core.options import options
 from minidl.core.random import permutation
@@ -358,12 +358,15 @@ class TransformedDatastore(Datastore):
         below = source._order[index]
         data, info = source._read(below), source._info(below)
         if not self.IncludeInfo:
-            return fcn(data), info
+            result = fcn(data)
+            check_plain("transform", result)
+            return result, info
         result = fcn(data, info)
         if not isinstance(result, tuple) or len(result) != 2:
             raise DataError(
                 f"transform: with IncludeInfo=True the function returns (data, info); it returned {kind_of(result)}."
             )
+        check_plain("transform", result[0])
         return result
 
     def _pieces(self, index: Index) -> list[Index]:
@@ -583,12 +586,14 @@ def collate(cells: list[Any]) -> Array:
 
 def _on_host(x: Any) -> Any:
     """An observation, in the host's memory."""
+    check_plain("collate", x)
     if isinstance(x, (np.ndarray, DLArray)) or not is_on_gpu(x):
         return x
     return host(x)
 
 
 def _as_data(A: Any) -> Any:
+    check_plain("arrayDatastore", A)
     if isinstance(A, DLArray):
         return DLArray(A._value) if A.device == "gpu" and A.ndim else np.asarray(A)
     if is_on_gpu(A) and A.dtype.kind in "fb":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidl.core.device import gpu_array, gpu_complaint, host, is_on_gpu
-from minidl.core.dlarray import DLArray, adopted, dlarray, kept_data
+from minidl.core.dlarray import DLArray, adopted, check_plain, dlarray, kept_data
 from minidl.core.errors import (
     DataError,
     DeviceError,
@@ -494,6 +494,7 @@ def _cast(x: Any, dtype: Any, number: int) -> Any:
         return x if x.dtype == dtype else adopted(np.asarray(x).astype(dtype), x.dims() or None)
     if hasattr(x, "codes") and hasattr(x, "categories"):  # a pandas Categorical: its codes, NaN where undefined
         x = np.where(np.asarray(x.codes) < 0, np.nan, x.codes)
+    check_plain(f"minibatchqueue: output {number}", x)
     array = np.asarray(x)
     if array.dtype.kind not in "fiubc":
         raise DTypeError(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from minidl.core.device import gpu_array, host, is_on_gpu
-from minidl.core.dlarray import DLArray
+from minidl.core.dlarray import DLArray, plain_array
 from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, nearest
 from minidl.core.options import options
 
@@ -32,7 +32,7 @@ def categories(labels: Any) -> Array:
     known = _pandas_categorical(labels)
     if known is not None:
         return np.array(known.categories.tolist())
-    flat = np.asarray(labels).ravel()
+    flat = plain_array("categories", labels).ravel()
     return np.array(sorted({x for x in flat.tolist() if _is_defined(x)}))
 
 
@@ -96,7 +96,8 @@ def onehotdecode(B: Any, classes: Any, featureDim: int | str, typename: DTypeLik
     array(['dog', 'cat'], dtype='<U11')
     """
     dim = _feature_dim(B, featureDim)
-    scores = host(gpu_array("onehotdecode", B)) if not isinstance(B, DLArray) and is_on_gpu(B) else np.asarray(B)
+    is_foreign = not isinstance(B, DLArray) and is_on_gpu(B)
+    scores = host(gpu_array("onehotdecode", B)) if is_foreign else plain_array("onehotdecode", B)
     known = _pandas_categorical(classes)
     names = np.asarray(known.categories.tolist() if known is not None else classes).ravel()
     if scores.dtype.kind not in "fiub":
@@ -133,7 +134,7 @@ def _pandas_categorical(labels: Any) -> Any:
 
 def _labels_and_classes(A: Any, ClassNames: Any) -> tuple[Array, list[Any]]:
     known = _pandas_categorical(A)
-    labels = np.asarray(A)
+    labels = plain_array("onehotencode", A)
     if ClassNames is not None:
         given = _pandas_categorical(ClassNames)
         return labels, (np.asarray(ClassNames).ravel().tolist() if given is None else given.categories.tolist())

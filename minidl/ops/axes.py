@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from minidl.core.dlarray import DLArray, Operand, dlarray
+from minidl.core.dlarray import DLArray, Operand, dlarray, numbers
 from minidl.core.errors import LabelError, OptionError, ShapeError
 from minidl.core.labels import LETTERS, describe
 
@@ -27,7 +27,7 @@ def axes_of(who: str, dim: Dim, shape: tuple[int, ...], labels: str) -> tuple[in
     if type(dim) is list:
         dim = tuple(dim)
     elif isinstance(dim, (np.ndarray, DLArray)):
-        found = np.asarray(dim).tolist()
+        found = (numbers(dim) if isinstance(dim, DLArray) else dim).tolist()
         dim = tuple(found) if isinstance(found, list) else found
     refuse_truth(who, dim)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minidl.core.device import gpu_array, gpu_complaint, host, is_on_gpu, need_gpu
-from minidl.core.dlarray import DLArray, Operand, dlarray, public
+from minidl.core.dlarray import DLArray, Operand, dlarray, gathered, plain_array, public, shape_of
 from minidl.core.errors import DTypeError, LabelError, OptionError, nearest
 from minidl.core.labels import LETTERS, check_format
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, TYPE_NAMES
@@ -23,10 +23,6 @@ from minidl.ops.views import on, reorder, view_as
 # sizes ----------------------------------------------------------------------------------------------------------
 
 
-def _shape(x: Any) -> tuple[int, ...]:
-    return x._value.spec.shape if isinstance(x, DLArray) else np.shape(x)
-
-
 def size(X: Any, dim: Dim = None) -> Any:
     """Sizes of X: a tuple, or one number where `dim` is one dimension (a number, or a label that occurs once).
 
@@ -36,7 +32,7 @@ def size(X: Any, dim: Dim = None) -> Any:
     >>> size(X), size(X, 1), size(X, 4), size(X, (0, 1))
     ((2, 3), 3, 1, (2, 3))
     """
-    shape = _shape(X)
+    shape = shape_of(X)
     if dim is None:
         return shape
     if isinstance(dim, (int, np.integer)) and dim >= len(shape):
@@ -52,7 +48,7 @@ def numel(X: Any) -> int:
     6
     """
     count = 1
-    for n in _shape(X):
+    for n in shape_of(X):
         count *= n
     return count
 
@@ -63,7 +59,7 @@ def ndims(X: Any) -> int:
     >>> ndims(array(np.zeros((2, 3, 1))))
     3
     """
-    return len(_shape(X))
+    return len(shape_of(X))
 
 
 def length(X: Any) -> int:
@@ -72,7 +68,7 @@ def length(X: Any) -> int:
     >>> length(array(np.zeros((2, 3))))
     3
     """
-    shape = _shape(X)
+    shape = shape_of(X)
     return 0 if 0 in shape else max(shape, default=1)
 
 
@@ -82,7 +78,7 @@ def isempty(X: Any) -> bool:
     >>> isempty(array(np.zeros((0, 3))))
     True
     """
-    return 0 in _shape(X)
+    return 0 in shape_of(X)
 
 
 def isreal(X: Any) -> bool:
@@ -91,7 +87,7 @@ def isreal(X: Any) -> bool:
     >>> isreal(array(1.0))
     True
     """
-    return isinstance(X, DLArray) or not np.iscomplexobj(X)
+    return isinstance(X, DLArray) or gathered("isreal", X) is not None or not np.iscomplexobj(X)
 
 
 # labels ---------------------------------------------------------------------------------------------------------
@@ -103,7 +99,8 @@ def dims(X: Any) -> str:
     >>> dims(array(1.0))
     ''
     """
-    return X._labels if isinstance(X, DLArray) else ""
+    found = X if isinstance(X, DLArray) else gathered("dims", X)
+    return "" if found is None else found._labels
 
 
 @public
@@ -163,12 +160,17 @@ def stripdims(X: Operand, fmt: str | None = None) -> DLArray:
 def extractdata(X: Any) -> Any:
     """The plain data of X, in stored order and not traced, as a copy: a NumPy array, or a CuPy array if X is on a GPU.
 
-    A plain array is returned as it is.
+    A plain array is returned as it is; a list with dlarrays in it is stacked first, as `dlarray` does it.
 
     >>> extractdata(array([1.0, 2.0]))
     array([1., 2.])
     """
-    return X.extractdata() if isinstance(X, DLArray) else X if is_on_gpu(X) else np.asarray(X)
+    if isinstance(X, DLArray):
+        return X.extractdata()
+    found = gathered("extractdata", X)
+    if found is not None:
+        return found.extractdata()
+    return X if is_on_gpu(X) else plain_array("extractdata", X)
 
 
 @public
@@ -200,9 +202,9 @@ def gpuArray(X: Any) -> Any:
     >>> X = gpuArray(X) if canUseGPU() else X
     """
     need_gpu("gpuArray")
-    if isinstance(X, DLArray):
+    if isinstance(X, DLArray) or gathered("gpuArray", X) is not None:
         return on(array(X), "gpu")
-    return gpu_array("gpuArray", X if is_on_gpu(X) else np.asarray(X))
+    return gpu_array("gpuArray", X if is_on_gpu(X) else plain_array("gpuArray", X))
 
 
 def canUseGPU() -> bool:
@@ -234,7 +236,7 @@ def _is_equal(a: Any, b: Any) -> bool:
             return False
         if dims(a) and dims(b) and dims(a) != dims(b):
             return False
-        return _shape(a) == _shape(b) and bool(np.array_equal(host(extractdata(a)), host(extractdata(b))))
+        return shape_of(a) == shape_of(b) and bool(np.array_equal(host(extractdata(a)), host(extractdata(b))))
     (xs, structure), (ys, other) = flatten(a), flatten(b)
     if structure != other:
         return False
@@ -258,7 +260,8 @@ def underlyingType(X: Any) -> str:
     >>> underlyingType(array(np.float32([1.0]))), underlyingType(1.0)
     ('single', 'double')
     """
-    dtype = X.dtype if hasattr(X, "dtype") else np.asarray(X).dtype
+    found = gathered("underlyingType", X)
+    dtype = (X if found is None else found).dtype if hasattr(X, "dtype") or found is not None else np.asarray(X).dtype
     return TYPE_NAMES.get(dtype, dtype.name)
 
 
@@ -294,16 +297,17 @@ def cast(X: Any, type: Any) -> Any:
     [False, True]
     """
     dtype = _dtype(type)
-    if not isinstance(X, DLArray):
+    found = X if isinstance(X, DLArray) else gathered("cast", X)
+    if found is None:
         if is_on_gpu(X):
             return cast(dlarray(X), type).extractdata()
-        data = np.asarray(X)
+        data = plain_array("cast", X)
         if data.dtype.kind not in "fiub":
             raise DTypeError(f"{TYPE_NAMES[dtype]}: real numbers are wanted; got {data.dtype}. Encode them first.")
         return data.astype(dtype, copy=False)
-    if X.dtype == dtype:
-        return array(X)
-    return DLArray(cast_op(X, dtype=dtype.name)._value, X._labels)
+    if found.dtype == dtype:
+        return array(found)
+    return DLArray(cast_op(found, dtype=dtype.name)._value, found._labels)
 
 
 def _dtype(type: Any) -> np.dtype[Any]:

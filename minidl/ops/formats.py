@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minidl.core.dlarray import DLArray, dlarray
+from minidl.core.dlarray import DLArray, dlarray, shape_of
 from minidl.core.errors import LabelError, OptionError, ShapeError
 from minidl.core.labels import NAMES, check_format, describe
 from minidl.ops.elementwise import plus
@@ -75,7 +75,7 @@ def give(y: DLArray, labels: str, is_formatted: bool, X: Any) -> DLArray:
     if is_formatted:
         return DLArray(y._value, labels)
     shape = y._value.spec.shape
-    keep, ndim = len(shape), np.ndim(X) if not isinstance(X, DLArray) else len(X._value.spec.shape)
+    keep, ndim = len(shape), len(shape_of(X))
     while keep > ndim and shape[keep - 1] == 1:
         keep -= 1
     return arranged(y, None, shape[:keep])

@@ -19,7 +19,7 @@ import numpy as np
 
 from minidl.core.apply import constant
 from minidl.core.device import gpu_array, host, is_on_gpu
-from minidl.core.dlarray import DLArray, Operand, numbers, public
+from minidl.core.dlarray import DLArray, Operand, check_plain, gathered, numbers, public
 from minidl.core.errors import DTypeError, LabelError, ShapeError, SubscriptError
 from minidl.core.labels import describe, positions
 from minidl.core.op import KERNEL, case, named, op
@@ -221,12 +221,15 @@ def _is_mask(k: Any) -> bool:
 
 def _subscript(k: Any) -> Any:
     """A subscript that is neither slice nor Python number: an int, an array of int64, a mask, or a float dlarray."""
-    if isinstance(k, DLArray):
+    found = k if isinstance(k, DLArray) else gathered("X[...]", k)
+    if found is not None:
+        k = found
         if k.dtype.kind == "f":
             return k
         k = numbers(k)  # which elements a mask takes decides the size of the result
     elif is_on_gpu(k):
         k = host(gpu_array("X[...]", k))
+    check_plain("X[...]", k)
     if isinstance(k, (list, tuple, range)):
         k = np.asarray(k) if len(k) else np.zeros(0, np.int64)
     if isinstance(k, np.generic):

@@ -433,8 +433,11 @@ def _ones_like(a: Any, dtype: Any = None) -> DLArray:
 
 
 @implements(np.full_like)
-def _full_like(a: Any, fill_value: float, dtype: Any = None) -> DLArray:
-    return _filled_like(a, float(fill_value), dtype)
+def _full_like(a: Any, fill_value: Any, dtype: Any = None) -> DLArray:
+    if not isinstance(fill_value, DLArray):
+        return _filled_like(a, float(fill_value), dtype)
+    y = e.plus(_filled_like(a, 0.0, "float64"), facts.cast(fill_value, "float64"))
+    return facts.cast(y, array(a).dtype if dtype is None else dtype)
 
 
 def _plain(x: Any) -> Any:

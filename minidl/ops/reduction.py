@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.core.dlarray import DLArray, Operand, public
+from minidl.core.dlarray import DLArray, Operand, numbers, public
 from minidl.core.errors import OptionError, choice
 from minidl.core.op import KERNEL, REDUCE, case, named, op
 from minidl.core.options import options
@@ -183,7 +183,7 @@ def _planned(who: str, dim: Any, x: DLArray) -> tuple[tuple[int, ...], bool]:
     if type(dim) is list:
         dim = tuple(dim)
     elif isinstance(dim, (np.ndarray, DLArray)):
-        dim = tuple(np.asarray(dim).reshape(-1).tolist())
+        dim = tuple((numbers(dim) if isinstance(dim, DLArray) else dim).reshape(-1).tolist())
     refuse_truth(who, dim)
     try:
         return _plan(who, dim, x._value.spec.shape, x._labels)

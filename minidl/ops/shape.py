@@ -439,6 +439,22 @@ def _joined(who: str, dim: Dim, arrays: list[DLArray]) -> DLArray:
     return labelled(concatenate(*one_type(arrays), axis=axis), labels + "U" * (rank - len(labels)) if labels else "")
 
 
+@public
+def stacked(who: str, arrays: list[DLArray]) -> DLArray:
+    """Arrays of one size along a new dimension: the first, or for formatted ones the last, labelled U."""
+    first = arrays[0]
+    for x in arrays:
+        if x.shape != first.shape:
+            raise ShapeError(
+                f"{who}: dlarrays in a list are stacked and need one size; they are {describe(first.shape)} and "
+                f"{describe(x.shape)}. Join arrays of several sizes with cat, vertcat or horzcat."
+            )
+    if any([x._labels for x in arrays]):
+        return _joined(who, first.ndim, arrays)
+    rows = [view_as(x, shape=(1, *x._value.spec.shape)) for x in arrays]
+    return concatenate(*one_type(rows), axis=0)
+
+
 def one_type(arrays: list[DLArray]) -> list[DLArray]:
     """The arrays in their common type: logical if all are, single if one is, otherwise double."""
     dtypes = [x.dtype for x in arrays]

@@ -16,7 +16,7 @@ import numpy as np
 from minidl import backends
 from minidl.core.apply import apply_each
 from minidl.core.device import is_on_gpu
-from minidl.core.dlarray import DLArray, adopted, check_data, kept_data
+from minidl.core.dlarray import DLArray, adopted, check_data, kept_data, refuse_matrix
 from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, number
 from minidl.core.labels import describe
 from minidl.core.op import MAP, op
@@ -207,7 +207,8 @@ def dlupdate(fun: Callable[..., Any], A1: Tree, *A: Tree, nargout: int = 1) -> A
     A1, A   : struct, dict, list, tuple or dataclass of arrays (or one array); all with the same fields.
     nargout : number of results of fun to collect.
     Returns the results of fun in the containers of A1; a tuple of `nargout` such trees if nargout > 1.
-    Raises ShapeError if the containers differ, OptionError if fun does not return `nargout` results.
+    Raises ShapeError if the containers differ, DTypeError for what is no array (text, tables, other containers),
+    OptionError if fun does not return `nargout` results.
     Source: MathWorks, reference page "dlupdate".
 
     >>> dlupdate(lambda g, p: g + 0.5 * p, {"w": 1.0, "b": 2.0}, {"w": 2.0, "b": 4.0})
@@ -219,10 +220,13 @@ def dlupdate(fun: Callable[..., Any], A1: Tree, *A: Tree, nargout: int = 1) -> A
     if isinstance(nargout, bool) or not isinstance(nargout, (int, np.integer)) or nargout < 1:
         raise OptionError(f"{who}: nargout is a whole number >= 1; got {nargout!r}.")
     leaves, structure = flatten(A1)
-    rows = zip(leaves, *(matching(who, A1, structure, other) for other in A))
+    columns = [leaves, *(matching(who, A1, structure, other) for other in A)]
+    for tree, column in zip((A1, *A), columns):
+        _check_leaves(who, tree, column)
+    rows = zip(*columns)
     if nargout == 1:
         return unflatten(structure, [fun(*row) for row in rows])
-    columns: list[list[Any]] = [[] for _ in range(nargout)]
+    made: list[list[Any]] = [[] for _ in range(nargout)]
     for row in rows:
         results = fun(*row)
         if not isinstance(results, tuple) or len(results) < nargout:
@@ -231,9 +235,9 @@ def dlupdate(fun: Callable[..., Any], A1: Tree, *A: Tree, nargout: int = 1) -> A
                 f"{who}: nargout={nargout} results are wanted, the function returned {came}. "
                 f"Return a tuple of {nargout}, or give another nargout."
             )
-        for column, result in zip(columns, results):
+        for column, result in zip(made, results):
             column.append(result)
-    return tuple([unflatten(structure, column) for column in columns])
+    return tuple([unflatten(structure, column) for column in made])
 
 
 # arguments ------------------------------------------------------------------------------------------------------
@@ -281,6 +285,8 @@ class _Put:
 def _columns(who: str, params: Tree, **others: Tree) -> tuple[list[list[DLArray]], _Put]:
     """(the arrays of parameters, gradients and state, a list each; what puts results back into trees)."""
     leaves, form = _read(params)
+    if form.is_mixed:
+        _check_leaves(who, params, leaves)
     arrays = [leaf if isinstance(leaf, DLArray) else _wrap(who, leaf) for leaf in leaves]
     is_plain = [not isinstance(leaf, DLArray) for leaf in leaves]
     specs, labels = [p._value.spec for p in arrays], [p._labels for p in arrays]
@@ -306,6 +312,7 @@ def _matched(
 ) -> list[DLArray]:
     """The arrays of a gradient or state, checked against those of the parameters."""
     column = matching(who, params, structure, tree)
+    _check_leaves(f"{who}: {name}", tree, column)
     for i, (leaf, p) in enumerate(zip(column, arrays)):
         if not isinstance(leaf, DLArray):
             column[i] = leaf = _wrap(who, leaf)
@@ -324,7 +331,7 @@ class _Form:
     """
 
     def __init__(self, structure: Any, *, is_fast: bool) -> None:
-        self.structure = structure
+        self.structure, self.is_mixed = structure, not is_fast
         self.read: Callable[[Tree], list[Any] | None] = _reader(structure) if is_fast else lambda tree: None
         self.build = builder(structure) if is_fast else functools.partial(unflatten, structure)
 
@@ -390,7 +397,25 @@ def _reader(structure: Any) -> Callable[[Tree], list[Any] | None]:
     return read
 
 
+def _check_leaves(who: str, tree: Tree, leaves: list[Any]) -> None:
+    """Raise DTypeError, with the path, for a leaf that is neither array nor number: a table, a text, a set ..."""
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, (DLArray, float, int, np.generic)) and not isinstance(leaf, (np.str_, np.bytes_, np.void)):
+            continue
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiubc" or is_on_gpu(leaf):
+            continue
+        path, kind = paths(tree)[place], type(leaf).__name__
+        if isinstance(leaf, np.ndarray):
+            kind += f" of {leaf.dtype}"
+        if hasattr(leaf, "columns"):
+            remedy = 'Give its arrays in a dict: dict(zip(table.Layer + "." + table.Parameter, table.Value)).'
+        else:
+            remedy = "Arrays are found in struct, dict, list, tuple and dataclass: put nothing else into these."
+        raise DTypeError(f"{who}: {path or 'the argument'} is no array but of type {kind}. {remedy}")
+
+
 def _wrap(who: str, x: Any) -> DLArray:
+    refuse_matrix(who, x)
     data = check_data(who, x)
     return adopted(kept_data(data, x) if open_tapes() else data)  # without a tape a solver's step reads it at once
 
