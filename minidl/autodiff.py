@@ -18,9 +18,10 @@ from minidl.core.errors import DTypeError, TraceError
 from minidl.core.labels import describe
 from minidl.core.op import named
 from minidl.core.options import options
+from minidl.core.origin import line
 from minidl.core.places import own_frame
 from minidl.core.spec import Value
-from minidl.core.tape import Call, Tape, going_back, open_tapes, opened, paused
+from minidl.core.tape import Call, Tape, going_back, open_tapes, opened, paused, within
 from minidl.core.tree import flatten, paths, unflatten
 
 
@@ -117,35 +118,55 @@ def pullback(
     relevant = wanted | tape.released  # values through which a target reaches others, or may have reached them
     calls = tape.calls
     reached = []
+    lines: dict[int, set[int]] = {}  # of calls that are choices: what is wanted and lies on their second way alone
     for position, call in enumerate(calls):
         if any(id(value) in relevant for value in call.inputs):
             relevant.update(map(id, call.outputs))
             reached.append(position)
-    gradients: dict[int, DLArray] = {}
-    for value, g in seeds:
+            if call.op.is_choice:
+                lines[position] = wanted & {id(value) for value in line(call.inputs[1])}
+    for value, _ in seeds:
         if id(value) in tape.released:
             raise _released()
+    visited: set[int] = set()
+    by_second = set().union(*lines.values())
+    found = _read_back(tape, reached, relevant, seeds, wanted, {}, visited) if by_second != wanted or not wanted else {}
+    if by_second:
+        second = _read_back(tape, reached, relevant, seeds, wanted, lines, visited)
+        found = {number: (second if number in by_second else found).get(number) for number in wanted}
+    if release:
+        for position in sorted(visited, reverse=True):  # deleting does not move the ones to come
+            tape.released.update(map(id, calls[position].outputs))
+            del calls[position]
+    return [found.get(id(value)) for value in targets]
+
+
+def _read_back(
+    tape: Tape, reached: list[int], relevant: set[int], seeds: Sequence[tuple[Value, DLArray]], wanted: set[int],
+    lines: dict[int, set[int]], visited: set[int],
+) -> dict[int, Any]:  # fmt: skip
+    """Gradients by the ids of values. Choices with something in `lines` go their second way, the others the first."""
+    gradients: dict[int, DLArray] = {}
+    for value, g in seeds:
         _accumulate(gradients, value, g)
-    visited = []
+    calls = tape.calls
     with going_back() as way:
         for position in reversed(reached):
             call = calls[position]
             gs = [gradients.get(id(value)) for value in call.outputs]
             if all(g is None for g in gs):
                 continue
-            visited.append(position)
+            visited.add(position)
             way.behind = call
             needed = [id(value) in relevant for value in call.inputs]
+            if call.op.is_choice:
+                needed[0 if lines.get(position) else 1] = False
             for value, part in zip(call.inputs, input_gradients(call, gs, needed)):
                 if part is not None and id(value) in relevant:
                     if id(value) in tape.released and id(value) not in wanted:
                         raise _released()
                     _accumulate(gradients, value, part)
-    if release:
-        for position in visited:  # positions fall, so deleting does not move the ones to come
-            tape.released.update(map(id, calls[position].outputs))
-            del calls[position]
-    return [gradients.get(id(value)) for value in targets]
+    return gradients
 
 
 def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) -> Sequence[DLArray | None]:
@@ -170,7 +191,21 @@ def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) ->
         found = made if isinstance(made, (tuple, list)) else (made,)
     if op.is_users:
         check_gradients(op, inputs, found)
+    if op.is_singular and len(gs) == 1 and (op.is_singular is True or op.is_singular(*inputs, **call.params)):
+        return [_settled(part, g) for part in found]
     return found
+
+
+def _settled(part: Any, g: DLArray) -> Any:
+    """A gradient that the rule of a MAP op made from g: 0 where g is 0 and it is NaN."""
+    if not isinstance(part, DLArray) or part is g or part.shape != g.shape:
+        return part
+    data = part._value.data
+    if type(data) is np.ndarray and all([tape.is_paused for tape in open_tapes()]):
+        total = np.add.reduce(data, axis=None)  # nothing is recorded: a look saves a call
+        if total == total:
+            return part
+    return named("settle")(part, part, g)
 
 
 def _through_body(
@@ -188,7 +223,7 @@ def _through_body(
         seen.add(id(value))
         if want:
             tape.add_root(inputs[i]._value)
-    with opened(tape):
+    with opened(tape), within():
         result = op.body(*inputs, **call.params)
     results = result if isinstance(result, tuple) else (result,)
     seeds = [(y._value, g) for y, g in zip(results, gs) if g is not None and tape.knows(y._value)]

@@ -49,7 +49,8 @@ def _first_difference(graph: Graph, recording: Recording, tolerance: float) -> s
     """The first call in which the underlying function departs from the trace, in words."""
     values = {x: Value(graph.specs[x], data) for x, data in graph.constants.items()}
     values.update(zip(graph.inputs, recording.values + recording.before))
-    for node, call in itertools.zip_longest(graph.nodes, recording.tape.calls):
+    calls = [call for call in recording.tape.calls if not call.op.is_choice]  # as `from_tape` has them
+    for node, call in itertools.zip_longest(graph.nodes, calls):
         if node is None or call is None:
             what, more = ("function", call) if node is None else ("trace", node)
             return f"only the {what} goes on to {more.op.name} at {more.where}"

@@ -46,6 +46,7 @@ def known_calls(trace: Trace, program: Any) -> KnownCalls | None:
         trace.has_handles_alone and trace.is_distinct and not trace.changed and is_suitable(trace.structure)
         and all(k < inputs for k, _ in program.targets)  # no random numbers
         and not any(isinstance(source.holder, Leaf) for source in trace.signature.plan.sources)
+        and not any(form.spec.size == 1 for _, form in trace.outlines)  # a number may be moved without its origin
     )  # fmt: skip
     return KnownCalls(trace, program) if is_right else None
 

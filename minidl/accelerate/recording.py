@@ -25,6 +25,7 @@ from minidl.core.dlarray import DLArray
 from minidl.core.handout import Handout
 from minidl.core.labels import describe
 from minidl.core.op import KERNEL, Op
+from minidl.core.origin import filled_in, outline
 from minidl.core.random import CELLS, LOCK, STATE_SPEC, Cell
 from minidl.core.spec import TYPE_NAMES, Value
 from minidl.core.tape import Call, Tape, open_tapes, opened
@@ -72,6 +73,9 @@ class Recording:
         outputs, self.structure = flatten(self.result)
         self.outputs = [DLArray(x._value, x._labels) if isinstance(x, DLArray) else x for x in outputs]
         self.result = unflatten(self.structure, self.outputs)  # handles and containers of its own, as from a replay
+        self.telling: list[Value] = []  # what results were made of (see `core.origin`)
+        outlines = [outline(x._value, self.tape.began, self.telling) for x in self._arrays_out()]
+        self.outlines = [(k, form) for k, form in enumerate(outlines) if form is not None]
         self._look_back()
 
     def _look_back(self) -> None:
@@ -113,9 +117,12 @@ class Recording:
         return Signature(self._arguments, self._captured, self.plan, self._is_traced, self._setting)
 
     def graph(self) -> Graph:
-        """The calls as a graph. Inputs: arguments, captures, state cells; outputs: results, changed state cells."""
+        """The calls as a graph. Inputs: arguments, captures, state cells.
+
+        Outputs: results, what these were made of, changed state cells.
+        """
         inputs = self.values + self.before
-        outputs = [x._value for x in self._arrays_out()] + [cell.value for cell in self.changed]
+        outputs = [x._value for x in self._arrays_out()] + self.telling + [cell.value for cell in self.changed]
         return from_tape(self.tape, inputs, outputs)
 
     def _arrays_out(self) -> list[DLArray]:
@@ -168,6 +175,7 @@ class Trace:
         self.leaves = [x._labels if isinstance(x, DLArray) else _Plain(x) for x in recording.outputs]
         self.record_seconds, self.compile_seconds, self.replay_seconds = record_seconds, 0.0, 0.0
         self._orders = [order_of(value.data) for value in recording.values] + [(0,)] * len(CELLS)
+        self.outlines, self._count = recording.outlines, len(recording._arrays_out())
         self.has_handles_alone = not any(isinstance(x, _Plain) for x in self.leaves)
         self._builder = builder(self.structure)
         self._program: Program | ExactProgram | None = None
@@ -258,12 +266,16 @@ class Trace:
         """The results in a frame that has just been filled."""
         if frame.handout is None:
             values = list(map(Value, self._specs, frame.arrays))
-            frame.handout = Handout(self._build(values), values, frame.pointers, self._program.move)  # type: ignore
+            tree = self._build(values)
+            del values[self._count :]
+            frame.handout = Handout(tree, values, frame.pointers, self._program.move)  # type: ignore
             frame.handout.settle()
         return frame.handout.give()
 
     def _build(self, values: list[Value]) -> Any:
         """The results as the function returned them: containers, labels, plain objects."""
+        for k, form in self.outlines:
+            values[k].origin = filled_in(form, values[self._count :])
         if self.has_handles_alone:
             return self._builder(list(map(DLArray, values, self.leaves)))  # type: ignore[arg-type]
         made = iter(values)

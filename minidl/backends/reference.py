@@ -153,7 +153,7 @@ def _crop(x: Array, *, slices: tuple[tuple[int, int, int], ...]) -> Array:
     return x[as_slices(slices) + (...,)]  # with the dots a scalar stays an array
 
 
-def _alias(x: Array) -> Array:
+def _alias(x: Array, **params: float) -> Array:
     return x.view()
 
 
@@ -166,6 +166,7 @@ def as_slices(slices: tuple[tuple[int, int, int], ...]) -> tuple[slice, ...]:
 
 VIEWS: dict[str, Callable[..., Array]] = {
     "broadcast": _broadcast, "view_as": _reshape, "reorder": _reorder, "crop": _crop, "alias": _alias,
+    "stopgradient": _alias, "log_of": _alias, "log_rest_of": _alias, "square_of": _alias,
 }  # fmt: skip
 
 

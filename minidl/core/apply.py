@@ -18,6 +18,7 @@ from minidl.core import dlarray as handles
 from minidl.core.device import device_of
 from minidl.core.errors import DeviceError
 from minidl.core.labels import match
+from minidl.core.origin import keep_origin
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
 from minidl.core.tape import Call, alone, is_watched, open_tapes, unwatched
 from minidl.core.vocabulary import named
@@ -117,6 +118,8 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
         if results is None:  # no kernel on this backend: the body is the meaning
             results = _run_body(op, values, params, output_specs)
         outputs = tuple([Value(spec, data) for spec, data in zip(output_specs, results)])
+    if op.keeps_origin:
+        keep_origin(op, values, params, outputs[0])
     if tapes:
         call = Call(op, values, params, outputs)
         for tape in tapes:

@@ -77,9 +77,14 @@ class Op:
         self.infer_rule: Rule | None = None
         self.vjp_rule: Rule | None = None
         self.vjp_rules: tuple[Rule | None, ...] | None = None
+        self.is_singular: bool | Rule = kind is MAP  # whether a rule can give NaN where the result's gradient is 0
         self.contraction_rule: Rule | None = None
         self.assembly_rule: Rule | None = None
         self.sums_rule: Rule | None = None
+        self.told: dict[str, Rule] = {}  # functions of the result, from the inputs
+        self.passes_on: bool | Rule = kind is VIEW  # whether f(result) is the op of f(inputs), for any function f
+        self.keeps_origin = kind is VIEW
+        self.is_choice = False  # two ways to one result: see `core.origin`
         self.kernels: dict[str, Rule] = {}  # a user's kernel for a device
         self.is_users = False  # declared outside of minidl
         self.home = ""  # module and name of the function that declared it
@@ -105,14 +110,20 @@ class Op:
         """Decorate rule(g, y, *inputs, **params): the gradient of each input, None for zero.
 
         g is the gradient of the result y. With several results both are tuples, and g has None where a result is not
-        used. Said in dlarrays, so that it can be differentiated again.
+        used. Said in dlarrays, so that it can be differentiated again. Of a MAP op with one result it may be singular:
+        where g is 0 and the rule gives NaN (0 times infinity), the gradient is 0.
         """
         self.vjp_rule = rule
         return rule
 
-    def vjps(self, *rules: Rule | None) -> None:
-        """Give one such rule for each input, each for one gradient: only those that are wanted are computed."""
+    def vjps(self, *rules: Rule | None, is_singular: bool | Rule = True) -> None:
+        """Give one such rule for each input, each for one gradient: only those that are wanted are computed.
+
+        is_singular : of a MAP op, False if no rule gives NaN for a g of 0, or a rule of the inputs that says whether
+                      one can.
+        """
         self.vjp_rules = rules
+        self.is_singular = self.is_map and is_singular
 
     def kernel(self, device: str) -> Callable[[Rule], Rule]:
         """Decorate a function that computes the op on a device, "cpu" or "gpu", in the place of its body.
@@ -165,6 +176,16 @@ class Op:
         """Declare what sums of results are: rule(y, *inputs, **params) gives one for each result, None if unknown."""
         self.sums_rule = rule
         return rule
+
+    def tells(self, *, passes_on: bool | Rule = False, **rules: Rule) -> None:
+        """Say what functions of the result are, from the inputs, where the result is too coarse for them.
+
+        rules     : rule(*inputs, **params) gives log(y) ("log"), log(1 - y) ("rest") or y^2 ("square") of the result y,
+                    or None where it is not known. See `core.origin`.
+        passes_on : whether the op only moves elements, so that f(y) is the op of f(inputs) for any function f; or a
+                    rule of the inputs that says whether the op can ask these.
+        """
+        self.told, self.passes_on, self.keeps_origin = rules, passes_on, True
 
     def input_type(self, i: int) -> str:
         return self.input_types[min(i, len(self.input_types) - 1)]

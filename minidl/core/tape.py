@@ -84,6 +84,7 @@ class Tape:
 class _Open(threading.local):
     def __init__(self) -> None:
         self.tapes: list[Tape] = []
+        self.horizon = 0  # what values of a lower age were made of does not count
         self.behind: Call | None = None  # the call whose derivative is being computed
         self.watch: Any = None  # the profile function of a recording, which kernels need not be seen by
 
@@ -99,25 +100,47 @@ def open_tapes() -> list[Tape]:
 @contextlib.contextmanager
 def opened(tape: Tape) -> Iterator[Tape]:
     """Open `tape` for the block; whatever happens inside, it is closed again."""
-    tapes = _open.tapes
+    tapes, horizon = _open.tapes, _open.horizon
     depth = len(tapes)
     tapes.append(tape)
+    if tape.everything:
+        _open.horizon = tape.began
     try:
         with np.errstate(all="ignore"):  # inf and nan are results like others; set once here, not at every call
             yield tape
     finally:
         del tapes[depth:]
+        _open.horizon = horizon
 
 
 @contextlib.contextmanager
 def alone(tape: Tape | None = None) -> Iterator[None]:
-    """Hide all open tapes for the block (and show only `tape`, if given)."""
+    """Hide all open tapes for the block (and show only `tape`, if given), and what its arguments were made of."""
     before, _open.tapes = _open.tapes, [] if tape is None else [tape]
+    horizon, _open.horizon = _open.horizon, next_age()
     try:
         with np.errstate(all="ignore"):
             yield
     finally:
-        _open.tapes = before
+        _open.tapes, _open.horizon = before, horizon
+
+
+def horizon() -> int:
+    """The age from which on values tell what they were made of.
+
+    A recording, and the body of an op, depend on their arguments and on nothing behind these.
+    """
+    return _open.horizon
+
+
+@contextlib.contextmanager
+def within() -> Iterator[None]:
+    """The block depends on its arguments and on nothing behind these."""
+    before, _open.horizon = _open.horizon, next_age()
+    try:
+        yield
+    finally:
+        _open.horizon = before
 
 
 @contextlib.contextmanager

@@ -115,6 +115,9 @@ def from_tape(tape: Tape, inputs: list[Value], outputs: list[Value]) -> Graph:
 
     graph.inputs = [number(value, is_new=True) for value in inputs]
     for call in tape.calls:
+        if call.op.is_choice:  # of two ways to one result: one has been gone, which matters to derivatives alone
+            numbers[id(call.outputs[0])] = number(call.inputs[0])
+            continue
         read = tuple([number(x) if isinstance(x, Value) else x for x in call.inputs])
         made = tuple([number(y, is_new=True) for y in call.outputs])
         graph.nodes.append(Node(call.op, read, call.params, made, call.where, call.is_gradient))

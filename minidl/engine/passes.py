@@ -169,6 +169,9 @@ def nodes_of(graph: Graph, tape: Tape, numbers: dict[int, Any], node: Node) -> I
             if isinstance(value, Value) and id(value) not in numbers:  # an array that the body made by itself
                 numbers[id(value)] = graph.new(value.spec)
                 graph.constants[numbers[id(value)]] = value.data
+        if call.op.is_choice:
+            numbers[id(call.outputs[0])] = numbers[id(call.inputs[0])]
+            continue
         read = tuple([numbers[id(x)] if isinstance(x, Value) else x for x in call.inputs])
         made = []
         for value in call.outputs:

@@ -4,7 +4,9 @@
 
 from minidl.ops import indexing as indexing  # what X[...] calls
 from minidl.ops import numpy_protocol as numpy_protocol  # what NumPy's functions call
-from minidl.ops.activation import gelu, leakyrelu, relu, sigmoid, softmax
+from minidl.ops.activation import (
+    gelu, leakyrelu, logsigmoid, logsoftmax, relu, sigmoid, softmax, softplus, stopgradient,
+)  # fmt: skip
 from minidl.ops.convolution import dlconv
 from minidl.ops.create import eye, ones, rand, randi, randn, randperm, zeros
 from minidl.ops.elementwise import (
@@ -21,7 +23,9 @@ from minidl.ops.fullyconnect import fullyconnect
 from minidl.ops.linear import diag, dot, mldivide, mrdivide, mtimes, pagemtimes, trace, tril, triu
 from minidl.ops.loss import crossentropy, huber, l1loss, l2loss, mse
 from minidl.ops.normalization import batchnorm
-from minidl.ops.reduction import all, any, cumprod, cumsum, max, mean, median, min, prod, sort, std, sum, var, vecnorm
+from minidl.ops.reduction import (
+    all, any, cumprod, cumsum, logsumexp, max, mean, median, min, prod, sort, std, sum, var, vecnorm,
+)  # fmt: skip
 from minidl.ops.shape import (
     cat, circshift, ctranspose, flip, horzcat, permute, repelem, repmat, reshape, rot90, shiftdim, squeeze, transpose,
     vertcat,
@@ -33,11 +37,12 @@ __all__ = [
     "cumsum", "diag", "dims", "dlconv", "dot", "double", "eps", "eq", "erf", "exp", "expm1", "extractdata", "eye",
     "finddim", "fix", "flip", "floor", "fullyconnect", "gather", "ge", "gelu", "gpuArray", "gt", "horzcat", "huber",
     "hypot", "imag", "isUnderlyingType", "isempty", "isequal", "isfinite", "isinf", "isnan", "isreal", "l1loss",
-    "l2loss", "ldivide", "le", "leakyrelu", "length", "log", "log10", "log1p", "log2", "logical", "lt", "max", "mean",
-    "median", "min", "minus", "mldivide", "mod", "mrdivide", "mse", "mtimes", "mustBeUnderlyingType", "ndims", "ne",
-    "not_", "numel", "ones", "or_", "pagemtimes", "permute", "plus", "power", "prod", "rand", "randi", "randn",
-    "randperm", "rdivide", "real", "realpow", "relu", "rem", "repelem", "repmat", "reshape", "rot90", "round", "sec",
-    "shiftdim", "sigmoid", "sign", "sin", "single", "sinh", "size", "softmax", "sort", "sqrt", "square", "squeeze",
-    "std", "stripdims", "sum", "tan", "tanh", "times", "trace", "transpose", "tril", "triu", "uminus", "underlyingType",
-    "uplus", "var", "vecnorm", "vertcat", "where", "xor", "zeros",
+    "l2loss", "ldivide", "le", "leakyrelu", "length", "log", "log10", "log1p", "log2", "logical", "logsigmoid",
+    "logsoftmax", "logsumexp", "lt", "max", "mean", "median", "min", "minus", "mldivide", "mod", "mrdivide", "mse",
+    "mtimes", "mustBeUnderlyingType", "ndims", "ne", "not_", "numel", "ones", "or_", "pagemtimes", "permute", "plus",
+    "power", "prod", "rand", "randi", "randn", "randperm", "rdivide", "real", "realpow", "relu", "rem", "repelem",
+    "repmat", "reshape", "rot90", "round", "sec", "shiftdim", "sigmoid", "sign", "sin", "single", "sinh", "size",
+    "softmax", "softplus", "sort", "sqrt", "square", "squeeze", "std", "stopgradient", "stripdims", "sum", "tan",
+    "tanh", "times", "trace", "transpose", "tril", "triu", "uminus", "underlyingType", "uplus", "var", "vecnorm",
+    "vertcat", "where", "xor", "zeros",
 ]  # fmt: skip

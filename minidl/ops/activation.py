@@ -1,16 +1,21 @@
-"""Activations: relu, leakyrelu, sigmoid, gelu, softmax."""
+"""Activations: relu, leakyrelu, sigmoid, gelu, softmax; logarithms of them; stopgradient."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from minidl.core.dlarray import DLArray, Operand, public
+import numpy as np
+
+from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import choice, number
 from minidl.core.op import KERNEL, MAP, case, op
 from minidl.core.options import options
-from minidl.ops.elementwise import erf, exp, ge, tanh, where
+from minidl.core.tree import LEAF, flatten, unflatten
+from minidl.ops.elementwise import abs, eq, erf, exp, ge, log1p, log_, maximum, minimum, settled, tanh, where
 from minidl.ops.formats import arranged, check, give, read, returned, rows
-from minidl.ops.reduction import reduce_max, reduce_sum
+from minidl.ops.reduction import argmax, logsumexp_along, reduce_max, reduce_sum
+from minidl.ops.views import broadcast, cast, stopgradient_
 
 # element by element -----------------------------------------------------------------------------------------------
 
@@ -25,8 +30,8 @@ def relu_grad(g, y):
     """g where relu let its input through (y > 0), 0 elsewhere, at 0 too."""
 
 
-relu_.vjps(lambda g, y, x: relu_grad(g, y))  # by y, not x: the next layer keeps y anyway
-relu_grad.vjps(lambda h, d, g, y: relu_grad(h, y), None)
+relu_.vjps(lambda g, y, x: relu_grad(g, y), is_singular=False)  # by y, not x: the next layer keeps y anyway
+relu_grad.vjps(lambda h, d, g, y: relu_grad(h, y), None, is_singular=False)
 
 
 @public
@@ -93,6 +98,77 @@ def sigmoid(X: Operand, *, DataFormat: str | None = None) -> DLArray:
     return sigmoid_(X)
 
 
+@op(MAP, domain=(-6.0, 6.0))
+def softplus_(x):
+    """log(1 + exp(x)); x itself where exp overflows."""
+    return maximum(x, 0) + log1p(exp(-abs(x)))
+
+
+softplus_.vjps(lambda g, y, x: g * sigmoid_(x))
+
+
+@public
+@options
+def softplus(X: Operand, *, DataFormat: str | None = None) -> DLArray:
+    """Smooth relu: y = log(1 + exp(x)), without overflow.
+
+    X : dlarray of any shape and labels; the result has the same. DataFormat changes nothing and may be given.
+    The derivative is sigmoid(x). NaN stays NaN. MATLAB has no function of this name, but a softplusLayer.
+    Source: Dugas et al., Incorporating Second-Order Functional Knowledge for Better Option Pricing (2001).
+
+    >>> softplus([-1000.0, 0.0, 1000.0]).tolist()
+    [0.0, 0.6931471805599453, 1000.0]
+    """
+    check("softplus", X, DataFormat)
+    return softplus_(X)
+
+
+@op(MAP, domain=(-6.0, 6.0))
+def logsigmoid_(x):
+    """-log(1 + exp(-x)); x itself where exp overflows."""
+    return minimum(x, 0) - log1p(exp(-abs(x)))
+
+
+logsigmoid_.vjps(lambda g, y, x: g * sigmoid_(-x))
+sigmoid_.tells(log=logsigmoid_, rest=lambda x: logsigmoid_(-x))
+
+
+@public
+@options
+def logsigmoid(X: Operand, *, DataFormat: str | None = None) -> DLArray:
+    """Logarithm of the logistic function: y = log(sigmoid(x)) = -log(1 + exp(-x)), without overflow.
+
+    X : dlarray of any shape and labels; the result has the same. DataFormat changes nothing and may be given.
+    log(1 - sigmoid(x)) is logsigmoid(-x). NaN stays NaN. MATLAB has no function of this name; log(sigmoid(X)) does the
+    same here.
+
+    >>> logsigmoid([-1000.0, 0.0]).tolist()
+    [-1000.0, -0.6931471805599453]
+    """
+    check("logsigmoid", X, DataFormat)
+    return logsigmoid_(X)
+
+
+@public
+def stopgradient(X: Any) -> Any:
+    """The same numbers as a constant: no derivative goes through, of no order.
+
+    X : dlarray; or struct, dict, list, tuple or dataclass with dlarrays in it, of which each becomes a constant.
+    Returns the same, with the same labels. It is part of a recording like any operation, and so follows its argument in
+    a replay, as extractdata(X) cannot. MATLAB has no function of this name.
+
+    >>> from minidl import dlfeval, dlgradient
+    >>> dlfeval(lambda x: dlgradient(x * stopgradient(x), x), dlarray(3.0)).item()
+    3.0
+    """
+    if isinstance(X, DLArray):
+        return DLArray(stopgradient_(X)._value, X._labels)
+    leaves, structure = flatten(X)
+    if structure == LEAF:
+        return DLArray(stopgradient_(dlarray(X))._value)
+    return unflatten(structure, [stopgradient(x) if isinstance(x, DLArray) else x for x in leaves])
+
+
 @op(MAP)
 def gelu_(x):
     """x times the normal distribution function at x."""
@@ -140,7 +216,9 @@ def _(x):
 @op(KERNEL, types="ff->f", samples=lambda r: [case(r.normal(size=(4, 3)), r.dirichlet([1.0] * 3, size=4))])
 def softmax_last_grad(g, y):
     """Gradient of softmax_last by its input, from its output y."""
-    return y * (g - reduce_sum(g * y, axes=(1,)))
+    weighted = settled(g * y, g)
+    rest = g - reduce_sum(weighted, axes=(1,))
+    return settled(y * rest, rest)
 
 
 @softmax_last_grad.infer
@@ -149,6 +227,37 @@ def _(g, y):
 
 
 softmax_last.vjps(lambda g, y, x: softmax_last_grad(g, y))
+
+
+@op(KERNEL, samples=lambda r: [case(r.normal(size=(4, 3)) * 3), case(r.normal(size=(5, 1)))])
+def logsoftmax_last(x):
+    """x - log(sum(exp(x))) along the rows of x [N, C]."""
+    x = x - reduce_max(x, axes=(1,))
+    return x - log_(reduce_sum(exp(x), axes=(1,)))
+
+
+@logsoftmax_last.infer
+def _(x):
+    return x
+
+
+@logsoftmax_last.vjps
+def _(g, y, x):
+    total = broadcast(reduce_sum(g, axes=(1,)), shape=g.shape, dims=(0, 1))
+    return g - settled(total * exp(y), total)
+
+
+def _log_of_rest(x):
+    """log(1 - softmax(x)): where x is the largest of its row, what the others have in the sum."""
+    y = softmax_last(x)
+    first = argmax(x, axes=(1,))
+    places = broadcast(first, shape=x.shape, dims=(0, 1))
+    is_most = eq(cast(places, dtype="float64"), np.arange(x.size, dtype="float64").reshape(x.shape))
+    others = logsumexp_along(where(is_most, -math.inf, x), axes=(1,)) - logsumexp_along(x, axes=(1,))
+    return where(is_most, broadcast(others, shape=x.shape, dims=(0, 1)), log1p(-where(is_most, 0, y)))
+
+
+softmax_last.tells(log=logsoftmax_last, rest=_log_of_rest)
 
 
 @public
@@ -168,4 +277,24 @@ def softmax(X: Operand, *, DataFormat: str | None = None) -> DLArray:
     x, labels, is_formatted = read("softmax", X, DataFormat)
     plan = rows("softmax", x._value.spec.shape, labels)
     y = softmax_last(arranged(x, plan.order, plan.matrix))
+    return give(returned(y, plan.full, plan.back), labels, is_formatted, X)
+
+
+@public
+@options
+def logsoftmax(X: Operand, *, DataFormat: str | None = None) -> DLArray:
+    """Logarithms of probabilities along the channels: y[c] = x[c] - log(sum_k exp(x[k])).
+
+    X : dlarray with a C in its labels, or unformatted with DataFormat, as in `softmax`.
+    Returns a dlarray shaped and labelled like X. It is finite where softmax rounds to 0. MATLAB has no function of this
+    name; log(softmax(X)) does the same here.
+    Raises LabelError if there is no C.
+    Source: Blanchard, Higham and Higham, Accurately computing the log-sum-exp and softmax functions (2021).
+
+    >>> logsoftmax([[0.0, 1000.0]], DataFormat="BC").tolist()
+    [[-1000.0, 0.0]]
+    """
+    x, labels, is_formatted = read("logsoftmax", X, DataFormat)
+    plan = rows("logsoftmax", x._value.spec.shape, labels)
+    y = logsoftmax_last(arranged(x, plan.order, plan.matrix))
     return give(returned(y, plan.full, plan.back), labels, is_formatted, X)

@@ -11,14 +11,22 @@ from __future__ import annotations
 
 import builtins
 import math
+from typing import Any
 
 import numpy as np
 
 from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import DTypeError, choice
-from minidl.core.op import KERNEL, MAP, case, named, op
+from minidl.core.op import KERNEL, MAP, VIEW, case, named, op
 from minidl.core.options import options
+from minidl.core.origin import asked, origin_of
 from minidl.core.spec import DOUBLE
+
+
+def is_number(x: object) -> bool:
+    """Whether an operand is a plain number."""
+    return isinstance(x, (int, float))
+
 
 # arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -29,7 +37,7 @@ def plus(a, b):
     """Sum of two arrays."""
 
 
-plus.vjps(lambda g, y, a, b: g, lambda g, y, a, b: g)
+plus.vjps(lambda g, y, a, b: g, lambda g, y, a, b: g, is_singular=False)
 
 
 @public
@@ -38,7 +46,10 @@ def minus(a, b):
     """Difference of two arrays."""
 
 
-minus.vjps(lambda g, y, a, b: g, lambda g, y, a, b: -g)
+minus.vjps(lambda g, y, a, b: g, lambda g, y, a, b: -g, is_singular=False)
+minus.tells(
+    log=lambda a, b: asked(b, "rest"), rest=lambda a, b: asked(b, "log"), passes_on=lambda a, b: is_number(a) and a == 1
+)  # fmt: skip
 
 
 @public
@@ -47,7 +58,10 @@ def times(a, b):
     """Product, element by element."""
 
 
-times.vjps(lambda g, y, a, b: g * b, lambda g, y, a, b: g * a)
+times.vjps(
+    lambda g, y, a, b: g * b, lambda g, y, a, b: g * a,
+    is_singular=lambda a, b: not (is_number(a) and math.isfinite(a) or is_number(b) and math.isfinite(b)),
+)  # fmt: skip
 
 
 @public
@@ -56,7 +70,9 @@ def rdivide(a, b):
     """Quotient a ./ b, element by element."""
 
 
-rdivide.vjps(lambda g, y, a, b: g / b, lambda g, y, a, b: -(g * y) / b)
+rdivide.vjps(
+    lambda g, y, a, b: g / b, lambda g, y, a, b: -(g * y) / b, is_singular=lambda a, b: not (is_number(b) and b)
+)
 
 
 @public
@@ -75,7 +91,7 @@ def uminus(x):
     """The negative."""
 
 
-uminus.vjps(lambda g, y, x: -g)
+uminus.vjps(lambda g, y, x: -g, is_singular=False)
 
 
 @public
@@ -88,13 +104,23 @@ def uplus(x: Operand) -> DLArray:
     return dlarray(x)  # a handle of its own: assigning to it leaves x alone
 
 
-@public
 @op(MAP, text="({0} * {0})")
-def square(x):
+def square_(x):
     """The square."""
 
 
-square.vjps(lambda g, y, x: g * x * 2)
+square_.vjps(lambda g, y, x: g * x * 2)
+
+
+@public
+def square(x: Operand) -> DLArray:
+    """The square. That of a root or a norm is computed from what is under the root, and so is its derivative.
+
+    >>> square(dlarray([1.0, -3.0])).tolist()
+    [1.0, 9.0]
+    """
+    known = _known(x, "square", square_of)
+    return square_(x) if known is None else known
 
 
 @op(MAP, text="pow({0}, {1})", domain=(0.5, 2.0))
@@ -204,13 +230,43 @@ def expm1(x):
 expm1.vjps(lambda g, y, x: g * exp(x))
 
 
-@public
 @op(MAP, text="log({0})", domain=(0.1, 3.0))
-def log(x):
+def log_(x):
     """Natural logarithm; -Inf at 0, NaN below."""
 
 
-log.vjps(lambda g, y, x: g / x)
+log_.vjps(lambda g, y, x: g / x)
+
+
+@public
+def log(x: Operand) -> DLArray:
+    """Natural logarithm; -Inf at 0, NaN below.
+
+    That of what `softmax` or `sigmoid` made, or of 1 minus that, is computed from their argument, so that it is right
+    where the probability rounds to 0; the derivative is, too.
+
+    >>> log(dlarray(1.0)).item(), log(sigmoid(dlarray(-800.0))).item()
+    (0.0, -800.0)
+    """
+    known = log_known(x)
+    return log_(x) if known is None else known
+
+
+def log_known(x: Operand, *, least: float = 0.0) -> DLArray | None:
+    """log(x) from what x was made of, if that is known. The derivative by x itself is 1/x, x not below `least`."""
+    return _known(x, "log", log_of, least=least)
+
+
+def log_rest_known(x: Operand, *, least: float = 0.0) -> DLArray | None:
+    """log(1 - x) likewise."""
+    return _known(x, "rest", log_rest_of, least=least)
+
+
+def _known(x: Any, what: str, choice_of: Any, **params: float) -> DLArray | None:
+    if type(x) is not DLArray or origin_of(x._value) is None:
+        return None
+    found = asked(x, what)
+    return None if found is None else DLArray(choice_of(found, DLArray(x._value), **params)._value, x._labels)
 
 
 @public
@@ -222,22 +278,42 @@ def log1p(x):
 log1p.vjps(lambda g, y, x: g / (x + 1))
 
 
-@public
 @op(MAP, text="log2({0})", domain=(0.1, 3.0))
-def log2(x):
+def log2_(x):
     """Logarithm to base 2."""
 
 
-log2.vjps(lambda g, y, x: g / (x * math.log(2)))
+log2_.vjps(lambda g, y, x: g / (x * math.log(2)))
 
 
 @public
+def log2(x: Operand) -> DLArray:
+    """Logarithm to base 2. See `log` for probabilities.
+
+    >>> log2(dlarray(2.0)).item()
+    1.0
+    """
+    known = log_known(x)
+    return log2_(x) if known is None else known * (1 / math.log(2))
+
+
 @op(MAP, text="log10({0})", domain=(0.1, 3.0))
-def log10(x):
+def log10_(x):
     """Logarithm to base 10."""
 
 
-log10.vjps(lambda g, y, x: g / (x * math.log(10)))
+log10_.vjps(lambda g, y, x: g / (x * math.log(10)))
+
+
+@public
+def log10(x: Operand) -> DLArray:
+    """Logarithm to base 10. See `log` for probabilities.
+
+    >>> log10(dlarray(10.0)).item()
+    1.0
+    """
+    known = log_known(x)
+    return log10_(x) if known is None else known * (1 / math.log(10))
 
 
 @public
@@ -247,6 +323,7 @@ def sqrt(x):
 
 
 sqrt.vjps(lambda g, y, x: g * 0.5 / y)
+sqrt.tells(square=lambda x: where(lt(x, 0), math.nan, x))
 
 
 @public
@@ -540,6 +617,45 @@ def isfinite(x):
     """Whether x is neither infinite nor NaN."""
 
 
+# two ways to one result -----------------------------------------------------------------------------------------
+# The first operand is the result, computed from what the second was made of; derivatives go by one of the two
+# (`core.origin`). They are views: a result costs nothing.
+
+
+def _two_ways(r):
+    x = r.uniform(0.1, 0.9, size=(2, 3))
+    return [case(x, x, least=0.0)]
+
+
+@op(VIEW, types="f->f", samples=_two_ways)
+def log_of(log_y, y, *, least):
+    """log(y), which is known."""
+    return log_y
+
+
+@op(VIEW, types="f->f", samples=_two_ways)
+def log_rest_of(log_rest, y, *, least):
+    """log(1 - y), which is known."""
+    return log_rest
+
+
+@op(VIEW, types="f->f", samples=lambda r: [case(*r.normal(size=(2, 2, 3)))])
+def square_of(squared, y):
+    """y * y, which is known."""
+    return squared
+
+
+def _at_least(y, least):
+    return where(lt(y, least), least, y) if least else y
+
+
+log_of.vjps(lambda g, c, log_y, y, least: g, lambda g, c, log_y, y, least: g / _at_least(y, least))
+log_rest_of.vjps(lambda g, c, log_rest, y, least: g, lambda g, c, log_rest, y, least: -g / _at_least(1 - y, least))
+square_of.vjps(lambda g, c, squared, y: g, lambda g, c, squared, y: g * y * 2)
+for _way in (log_of, log_rest_of, square_of):
+    _way.is_choice = True
+    _way.keeps_origin = False
+
 # choice ---------------------------------------------------------------------------------------------------------
 
 
@@ -549,7 +665,24 @@ def where(condition, a, b):
     """a where the condition holds, b elsewhere."""
 
 
-where.vjps(None, lambda g, y, c, a, b: where(c, g, 0), lambda g, y, c, a, b: where(c, 0, g))
+where.vjps(None, lambda g, y, c, a, b: where(c, g, 0), lambda g, y, c, a, b: where(c, 0, g), is_singular=False)
+
+
+@op(MAP, text="where(logical_and({2} == 0, isnan({1})), 0, {0})")
+def settle(h, part, g):
+    """h, but 0 where g is 0 and `part` is NaN: what 0 times infinity is for a gradient `part` made from g.
+
+    A branch that was not taken has g = 0, and no share in the gradient, however steep it is. Where `part` is a number
+    nothing is altered, nor are derivatives: g may be 0 at a minimum, where the second derivative counts.
+    """
+
+
+settle.vjps(lambda k, y, h, part, g: settle(k, part, g), None, None, is_singular=False)
+
+
+def settled(part, g):
+    """A gradient made from g, 0 where g is 0 and it is NaN."""
+    return settle(part, part, g)
 
 
 def _normal_pair(r):
@@ -568,6 +701,7 @@ def _is_first_larger(a, b):
 larger.vjps(
     lambda g, y, a, b: where(_is_first_larger(a, b), g, 0),
     lambda g, y, a, b: where(_is_first_larger(a, b), 0, g),
+    is_singular=False,
 )
 
 
@@ -583,6 +717,7 @@ def _is_first_smaller(a, b):
 smaller.vjps(
     lambda g, y, a, b: where(_is_first_smaller(a, b), g, 0),
     lambda g, y, a, b: where(_is_first_smaller(a, b), 0, g),
+    is_singular=False,
 )
 
 
@@ -594,6 +729,7 @@ def maximum(a, b):
 maximum.vjps(
     lambda g, y, a, b: where(_is_first_larger(a, b), g, 0),
     lambda g, y, a, b: where(_is_first_larger(a, b), 0, g),
+    is_singular=False,
 )
 
 
@@ -605,6 +741,7 @@ def minimum(a, b):
 minimum.vjps(
     lambda g, y, a, b: where(_is_first_smaller(a, b), g, 0),
     lambda g, y, a, b: where(_is_first_smaller(a, b), 0, g),
+    is_singular=False,
 )
 
 

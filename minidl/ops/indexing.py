@@ -57,6 +57,7 @@ def _(x, index, *, axis=None):
     return Spec(shape, x.dtype, x.device)
 
 
+gather.tells(passes_on=True)
 gather.vjps(lambda g, y, x, index, axis=None: scatter_add(g, index, shape=x.shape, axis=axis), None)
 
 

@@ -14,10 +14,23 @@ import numpy as np
 from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import LabelError, OptionError, ShapeError, choice, number
 from minidl.core.labels import describe
-from minidl.core.op import MAP, Op, case, op
+from minidl.core.op import MAP, case, op
 from minidl.core.options import options
 from minidl.core.spec import common_type
-from minidl.ops.elementwise import abs, le, log, lt, ne, square, where
+from minidl.ops.elementwise import (
+    abs,
+    and_,
+    eq,
+    isinf,
+    le,
+    log_,
+    log_known,
+    log_rest_known,
+    lt,
+    ne,
+    square,
+    where,
+)  # fmt: skip
 from minidl.ops.formats import Order, along, arranged, give, labels_of, read
 from minidl.ops.reduction import reduce_sum
 from minidl.ops.views import broadcast, cast, view_as
@@ -35,25 +48,53 @@ def bounded(y, *, least):
     return where(lt(y, least), least, y)
 
 
-bounded.vjps(lambda g, b, y, least: g)
+bounded.vjps(lambda g, b, y, least: g, is_singular=False)
 
 
 @op(MAP, types="ff->f", samples=functools.partial(_pairs, least=1e-15))
 def single_label_loss(y, t, *, least):
     """-t log(y), y bounded from below."""
-    return -(t * log(bounded(y, least=least)))
+    return -(t * log_(bounded(y, least=least)))
 
 
 single_label_loss.vjps(
     lambda g, e, y, t, least: -(g * t) / bounded(y, least=least),
-    lambda g, e, y, t, least: -(g * log(bounded(y, least=least))),
+    lambda g, e, y, t, least: -(g * log_(bounded(y, least=least))),
 )
 
 
 @op(MAP, types="ff->f", samples=functools.partial(_pairs, least=1e-15))
 def multi_label_loss(y, t, *, least):
     """-(t log(y) + (1 - t) log(1 - y)), both logarithms' arguments bounded from below."""
-    return -(t * log(bounded(y, least=least)) + (1 - t) * log(bounded(1 - y, least=least)))
+    return -(t * log_(bounded(y, least=least)) + (1 - t) * log_(bounded(1 - y, least=least)))
+
+
+@op(MAP)
+def share_of_log(t, log_y):
+    """t log(y), 0 where t is 0 and y is."""
+    return where(and_(eq(t, 0), isinf(log_y)), 0, t * log_y)
+
+
+@op(MAP)
+def single_label_log_loss(log_y, t):
+    """-t log(y), from the logarithm."""
+    return -share_of_log(t, log_y)
+
+
+single_label_log_loss.vjps(lambda g, e, log_y, t: -(g * t), lambda g, e, log_y, t: -(g * log_y))
+
+
+@op(MAP)
+def multi_label_log_loss(log_y, log_rest, t):
+    """-(t log(y) + (1 - t) log(1 - y)), from the logarithms."""
+    return -(share_of_log(t, log_y) + share_of_log(1 - t, log_rest))
+
+
+multi_label_log_loss.vjps(
+    lambda g, e, log_y, log_rest, t: -(g * t),
+    lambda g, e, log_y, log_rest, t: -(g * (1 - t)),
+    lambda g, e, log_y, log_rest, t: g * (log_rest - log_y),
+)
 
 
 @op(MAP)
@@ -99,9 +140,12 @@ def crossentropy(
         single-label:  loss = -1/N * sum_j w_j T_j log(Y_j)
         multilabel:    loss = -1/N * sum_j w_j (T_j log(Y_j) + (1 - T_j) log(1 - Y_j))
 
-    Y : probabilities (not logits) along C, from softmax or sigmoid: dlarray "CB", "SSCB", ..., or unformatted with
-        DataFormat. What is taken the logarithm of is bounded from below by eps of its type, so that the loss and its
-        gradient are finite everywhere; the gradient passes through at the bound. NaN stays NaN.
+    Y : probabilities (not logits) along C: dlarray "CB", "SSCB", ..., or unformatted with DataFormat. What softmax or
+        sigmoid made (however it was labelled, reshaped or indexed since) has its logarithm computed from the logits:
+        the loss is right where Y rounds to 0, and so is its derivative by the logits, softmax(z) - T. Of other
+        numbers, and of arguments of dlfeval and of accelerated functions, the logarithm is that of Y bounded from
+        below by eps of its type, so that the loss and its gradient are finite; the gradient passes through at the
+        bound. The derivative by Y itself is -T/Y. NaN stays NaN.
     T : as large as Y; one-hot, or any distribution along C. Without labels its dimensions are those of Y.
     weights : "C" (per class), "B" (per observation) or of any other labels, its own or in WeightsFormat; expanded to Y.
         They do not alter N. Without labels: one number, or as large as Y.
@@ -127,11 +171,23 @@ def crossentropy(
     is_single = given is None or modes.index(
         choice("crossentropy", "ClassificationMode" if modes[0][0] == "s" else "TargetCategories", given, modes)
     ) == 0  # fmt: skip
-    element = single_label_loss if is_single else multi_label_loss
+    element = _single_label if is_single else _multi_label
     return _loss(
         "crossentropy", element, Y, T, weights, Mask, Reduction, NormalizationFactor, DataFormat, WeightsFormat,
         lambda dtype: {"least": float(np.finfo(dtype).eps)},
     )  # fmt: skip
+
+
+def _single_label(y: DLArray, t: DLArray, *, least: float) -> DLArray:
+    log_y = log_known(y, least=least)
+    return single_label_loss(y, t, least=least) if log_y is None else single_label_log_loss(log_y, t)
+
+
+def _multi_label(y: DLArray, t: DLArray, *, least: float) -> DLArray:
+    log_y, log_rest = log_known(y, least=least), log_rest_known(y, least=least)
+    if log_y is None or log_rest is None:
+        return multi_label_loss(y, t, least=least)
+    return multi_label_log_loss(log_y, log_rest, t)
 
 
 @public
@@ -212,8 +268,8 @@ FACTORS = ("batch-size", "all-elements", "mask-included", "none")
 
 
 def _loss(
-    who: str, element: Op, Y: Any, T: Any, weights: Any, mask: Any, reduction: str, factor: str, fmt: str | None,
-    weights_fmt: str | None, params_of: Callable[[np.dtype[Any]], dict[str, float]] = lambda dtype: {},
+    who: str, element: Callable[..., DLArray], Y: Any, T: Any, weights: Any, mask: Any, reduction: str, factor: str,
+    fmt: str | None, weights_fmt: str | None, params_of: Callable[[np.dtype[Any]], dict[str, float]] = lambda dtype: {},
 ) -> DLArray:  # fmt: skip
     if reduction != "sum":
         reduction = choice(who, "Reduction", reduction, ("sum", "none"))

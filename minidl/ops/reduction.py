@@ -19,11 +19,29 @@ import numpy as np
 
 from minidl.core.dlarray import DLArray, Operand, numbers, public
 from minidl.core.errors import OptionError, choice
-from minidl.core.op import KERNEL, REDUCE, case, named, op
+from minidl.core.op import KERNEL, MAP, REDUCE, case, named, op
 from minidl.core.options import options
 from minidl.core.spec import DOUBLE, INDEX, Spec
 from minidl.ops.axes import Dim, array, axes_of, axis_of, refuse_truth
-from minidl.ops.elementwise import abs, and_, eq, floor, isnan, larger, mod, ne, power, smaller, sqrt, square, where
+from minidl.ops.elementwise import (
+    abs,
+    and_,
+    eq,
+    exp,
+    floor,
+    isfinite,
+    isnan,
+    larger,
+    log_,
+    mod,
+    ne,
+    power,
+    settled,
+    smaller,
+    sqrt,
+    square,
+    where,
+)  # fmt: skip
 from minidl.ops.shape import concatenate, flip
 from minidl.ops.views import broadcast, cast, labelled, part, reorder, view_as
 
@@ -71,7 +89,8 @@ def _(g, y, x, *, axes):
     before = cumprod_along(concatenate(one, part(rows, 1, 0, n - 1), axis=1), axis=1)
     after = concatenate(one, part(rows, 1, n - 1, n - 1, -1), axis=1)
     after = flip(cumprod_along(after, axis=1), 1)
-    return _expanded(g, x) * _unmerged(before * after, x.shape, kept, axes)
+    g = _expanded(g, x)
+    return settled(g * _unmerged(before * after, x.shape, kept, axes), g)
 
 
 def _merged(x, kept, axes):
@@ -288,7 +307,7 @@ def std(X: Operand, w: int | str | None = 0, dim: Dim = None) -> DLArray:
     x = array(X)
     w, dim = _weight("std", w, dim)
     axes, is_scalar = _planned("std", dim, x)
-    return _finished(_root(_variance(x, axes, w)), x._labels, is_scalar)
+    return _finished(root(_variance(x, axes, w)), x._labels, is_scalar)
 
 
 def _weight(who: str, w: Any, dim: Dim) -> tuple[int, Dim]:
@@ -312,10 +331,14 @@ def _variance(x: DLArray, axes: tuple[int, ...], w: int) -> DLArray:
     return reduce_sum(square(x - _mean(x, axes)), axes=axes) / builtins.max(n - 1 + w, 1)
 
 
-def _root(x: DLArray) -> DLArray:
+@op(MAP, domain=(0.1, 3.0))
+def root(x):
     """Square root whose derivative at 0 is 0: of a sum of squares, that is a subgradient."""
     is_zero = eq(x, 0)
     return where(is_zero, 0, sqrt(where(is_zero, 1, x)))
+
+
+root.tells(square=lambda x: x)
 
 
 @public
@@ -336,7 +359,7 @@ def vecnorm(X: Operand, p: float = 2, dim: Dim = None) -> DLArray:
         raise OptionError(f"vecnorm: the norm p is a number above 0 or inf; got {p!r}. Dimensions come after it.")
     axes, is_scalar = _planned("vecnorm", dim, x)
     if p == 2:
-        y = _root(reduce_sum(square(x), axes=axes))
+        y = root(reduce_sum(square(x), axes=axes))
     elif p == 1:
         y = reduce_sum(abs(x), axes=axes)
     elif p == math.inf:
@@ -370,6 +393,45 @@ def median(X: Operand, dim: Dim = None) -> DLArray:
         y = (part(rows, 1, n // 2 - 1, 1) + y) / 2
     y = where(isnan(part(rows, 1, n - 1, 1)), math.nan, y)  # NaNs are last in order
     y = view_as(y, shape=_reduced(x._value.spec, axes=axes).shape)
+    return _finished(y, x._labels, is_scalar)
+
+
+@op(KERNEL, samples=_two_cases)
+def logsumexp_along(x, *, axes):
+    """log(sum(exp(x))) along `axes`; they stay with size 1."""
+    most = reduce_max(x, axes=axes)
+    shift = where(isfinite(most), most, 0)  # so that exp cannot overflow; what is infinite stays so without
+    return log_(reduce_sum(exp(x - shift), axes=axes)) + shift
+
+
+logsumexp_along.infer(_reduced)
+
+
+@logsumexp_along.vjps
+def _(g, y, x, *, axes):
+    # the part of x in the sum: 0 of a sum that is 0, all of one that is infinite, as for any large number
+    rest = where(eq(x, math.inf), 0, x - where(eq(y, -math.inf), 0, y))
+    g = _expanded(g, x)
+    return settled(g * exp(rest), g)
+
+
+@public
+@options
+def logsumexp(X: Operand, dim: Dim = None) -> DLArray:
+    """Logarithm of the sum of exponentials along `dim`, without overflow: y = log(sum(exp(x))).
+
+    X : array of any shape and labels.  dim : as in `sum`. Reduced dimensions stay with size 1, labels stay.
+    -Inf where all elements are -Inf or there are none, Inf where one is Inf; NaN stays NaN. The derivative is the
+    softmax of X, 0 where the sum is 0. MATLAB has no function of this name.
+    Source: Blanchard, Higham and Higham, Accurately computing the log-sum-exp and softmax functions (2021).
+
+    >>> logsumexp(array([1000.0, 1000.0])).tolist()
+    [1000.6931471805599]
+    """
+    x = array(X)
+    x = x if x.dtype.kind == "f" else x + 0
+    axes, is_scalar = _planned("logsumexp", dim, x)
+    y = logsumexp_along(x, axes=axes) if _count(x, axes) else _filled(x, axes, -math.inf)
     return _finished(y, x._labels, is_scalar)
 
 

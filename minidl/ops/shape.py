@@ -382,6 +382,9 @@ def _(g, y, *xs, axis):
     return [part(g, axis, start, x.shape[axis]) for start, x in zip(starts, xs)]
 
 
+concatenate.tells(passes_on=True)
+
+
 @public
 def cat(dim: Dim, *X: Operand) -> DLArray:
     """Arrays joined along `dim`.

@@ -33,7 +33,8 @@ def _cast_grad(g, y, x, *, dtype):
     return cast(g, dtype=x.dtype.name) if is_smooth else None
 
 
-cast.vjps(_cast_grad)
+cast.vjps(_cast_grad, is_singular=False)
+cast.tells(passes_on=True)
 
 
 # the same numbers on another device -----------------------------------------------------------------------------
@@ -46,6 +47,7 @@ def transfer(x, *, device):
 
 transfer.infer(lambda x, device: Spec(x.shape, x.dtype, device))
 transfer.vjps(lambda g, y, x, device: transfer(g, device=x.device))
+transfer.tells(passes_on=True)
 
 
 def on(x: DLArray, device: str) -> DLArray:
@@ -145,6 +147,16 @@ def _(x):
 
 
 alias.vjps(lambda g, y, x: g)
+
+
+@op(VIEW, types="a->f", samples=lambda r: [case(r.normal(size=(2, 3)))], is_constant=True)
+def stopgradient_(x):
+    """The same array, as if it were a constant."""
+
+
+@stopgradient_.infer
+def _(x):
+    return x
 
 
 # what dlarray(...) and the other rooms call ---------------------------------------------------------------------

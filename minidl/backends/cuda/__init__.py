@@ -178,7 +178,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "view_as": _view_as,
     "reorder": lambda x, order: x.transpose(order),
     "crop": lambda x, slices: x[reference.as_slices(slices)] if slices else x.view(),
-    "alias": lambda x: x.view(),
+    **{name: lambda x, **params: x.view() for name in ("alias", "stopgradient", "log_of", "log_rest_of", "square_of")},
 }
 
 
