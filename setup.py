@@ -23,8 +23,8 @@ setup(
     package_data={"minidl": ["py.typed"], "minidl.kernels": ["**/*.cu", "**/*.cuh", "**/*.h"]},
     install_requires=["numpy>=2.0", "numba>=0.61"],
     extras_require={
-        "cuda13": ["cupy-cuda13x>=13.6", "cuda-bindings>=13"],
-        "cuda12": ["cupy-cuda12x>=13.0", "cuda-bindings>=12.4,<13"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "cuda-bindings>=13"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "cuda-bindings>=12.4,<13"],
         "examples": ["matplotlib>=3.8", "tqdm>=4.60", "scikit-learn>=1.3", "scipy>=1.11", "h5py>=3.10"],
         "test": [
             "pytest>=8", "hypothesis>=6.100", "psutil>=5.9", "ruff>=0.9", "mypy>=1.14",

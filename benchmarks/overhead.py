@@ -158,17 +158,17 @@ def stand_in() -> Iterator[Callable[[], None]]:
 
     from minidl.kernels.cuda import launch
 
-    before: Any = Graph.launch, cusim.RawKernel.__call__
+    before: Any = Graph.launch, cusim.Function.__call__
 
     def stop() -> None:
         Graph.launch = lambda graph, stream=None: None  # type: ignore[method-assign]
-        cusim.RawKernel.__call__ = lambda kernel, *arguments, **options: None  # type: ignore[method-assign]
+        cusim.Function.__call__ = lambda kernel, *arguments, **options: None  # type: ignore[method-assign]
 
     launch.use(cusim)
     try:
         yield stop
     finally:
-        Graph.launch, cusim.RawKernel.__call__ = before  # type: ignore[method-assign]
+        Graph.launch, cusim.Function.__call__ = before  # type: ignore[method-assign]
         launch.use(None)
 
 

@@ -18,7 +18,7 @@ from minidl.accelerate.function import PLACES
 from minidl.core.errors import MinidlError
 from minidl.core.random import rng
 from minidl.core.tape import open_tapes
-from minidl.kernels.cuda import launch
+from minidl.kernels.cuda import compiler, launch
 
 hypothesis.settings.register_profile(
     "minidl",
@@ -130,6 +130,8 @@ class Device:
 
 def use(library) -> None:
     """Have minidl take this library for CuPy; None for CuPy itself."""
+    is_cupy = library is None or library.__name__ == "cupy"
+    compiler.keep_in(backends.gpu().STORE if is_cupy else compiler.NOWHERE)  # the shim keeps what it compiles itself
     launch.use(library)
     backends.gpu().forget()
 

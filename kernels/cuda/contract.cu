@@ -221,7 +221,8 @@ DEVICE void add_products(Values &sum, const T *a, const T *b) {
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
-      for (int j = 0; j < TN; j++) sum.d[i][j] += left[i / HEIGHT].v[i % HEIGHT] * right[j / WIDTH].v[j % WIDTH];
+      for (int j = 0; j < TN; j++)
+        sum.d[i][j] = multiply_add(left[i / HEIGHT].v[i % HEIGHT], right[j / WIDTH].v[j % WIDTH], sum.d[i][j]);
   }
 #endif
 }
@@ -480,8 +481,8 @@ DEVICE void add_terms(P, I tile, I slice, I z, T *y, const T *__restrict__ a, co
       const typename P::A::Place a_step = left.step(k);
       const typename P::B::Place b_step = right.step(k);
       if (left.inside(a_row, a_step) && right.inside(b_row, b_step))
-        sum += changed(left, a[a_row.at + a_step.at], a_row, a_step PASSED) *
-               changed(right, b[b_row.at + b_step.at], b_row, b_step PASSED);
+        sum = multiply_add(changed(left, a[a_row.at + a_step.at], a_row, a_step PASSED),
+                           changed(right, b[b_row.at + b_step.at], b_row, b_step PASSED), sum);
     }
   }
 #if SLICES > 1

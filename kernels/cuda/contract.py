@@ -179,6 +179,16 @@ class Plan:
         if not self.covers:
             self.zeros = Plan((_nothing(y.shape),), y, _NO_LAYOUT, _NO_LAYOUT, dtype, False, NONE)
 
+    def prepare(self) -> None:
+        """Begin to compile what a run will launch."""
+        for text, name in (
+            (self.tiled_text, "contract"), (self.each_text, "contract_each"), (self.sums_text, "add_rows"),
+        ):  # fmt: skip
+            if text:
+                launch.compiled(text, name)
+        if self.zeros is not None:
+            self.zeros.prepare()
+
     def run(
         self, y: Array, a: Array, b: Array, extras: tuple[Array, ...] = (), scratch: tuple[Array, ...] = (),
         counters: Array = None,

@@ -1,4 +1,4 @@
-"""From the text of a .cu file to a kernel that can be launched: constants in front, includes in place, CuPy compiles.
+"""From the text of a .cu file to a kernel that can be launched: constants in front, includes in place, then compiled.
 
 Conventions of all kernels in this room, since CuPy passes Python's numbers so: whole numbers are `i64`, reals are
 `double`, arrays are pointers. Constants are macros in capitals. A launch on no blocks is none.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import compiler
+
 HERE = Path(__file__).parent
-OPTIONS = ("-std=c++17",)
 STATIC_SHARED_BYTES = 48 << 10  # a kernel that wants more has to ask for it
 CTYPES = {
     "float32": "float", "float64": "double", "bool": "bool", "int64": "i64", "uint64": "u64", "int32": "int",
@@ -53,7 +54,10 @@ def use(library: Any, its_driver: Any = None) -> None:
     """Let this library stand for CuPy from now on; None for CuPy itself."""
     global _library, _driver
     _library, _driver = library, its_driver
-    module.cache_clear()
+    compiler.workers.forget()
+    the_compiler.cache_clear()
+    _modules.clear()
+    loaded.cache_clear()
     kernel.cache_clear()
     compiled.cache_clear()
 
@@ -88,29 +92,54 @@ def _constant(value: Any) -> str:
     return str(int(value)) if isinstance(value, (bool, np.bool_)) else str(value)
 
 
+_modules: dict[str, compiler.Job[Any]] = {}
+
+
 @functools.cache
-def module(text: str) -> Any:
-    """The compiled module of a whole text."""
-    return cupy().RawModule(code=text, options=OPTIONS, backend="nvrtc")
+def the_compiler() -> compiler.Compiler:
+    """The compiler for this device. Raises NoCompiler if there is none."""
+    return compiler.Compiler(cupy())
+
+
+def module(text: str) -> compiler.Job[Any]:
+    """The compiled module of a whole text, begun by a worker: so what is asked for together is compiled together."""
+    job = _modules.get(text)
+    if job is None:
+        job = _modules[text] = compiler.Job(functools.partial(the_compiler().code, text))
+        compiler.workers.add(job)
+    return job
+
+
+@functools.cache
+def loaded(text: str) -> Any:
+    """The module, where the device can run it."""
+    made = cupy().cuda.Module()
+    made.load(module(text)())
+    return made
 
 
 @functools.cache
 def kernel(file: str, name: str, **constants: Any) -> Launch:
     """The kernel `name` of a .cu file, for these constants."""
-    return Launch(module(source(text_of(file), tuple(constants.items()))).get_function(name))
+    return Launch(source(text_of(file), tuple(constants.items())), name)
 
 
 @functools.cache
 def compiled(text: str, name: str) -> Launch:
     """The kernel `name` of a whole text, such as a generated one."""
-    return Launch(module(text).get_function(name))
+    return Launch(text, name)
 
 
 class Launch:
-    """A compiled kernel: `launch(grid, block, arguments, shared=bytes)`; grid and block are numbers or tuples."""
+    """A kernel: `launch(grid, block, arguments, shared=bytes)`; grid and block are numbers or tuples.
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function: Any = function
+    It is compiled ahead, and loaded at its first launch.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        module(text)
+        self._text, self._name = text, name
+        self._function: Any = None
         self._largest = STATIC_SHARED_BYTES
 
     def __call__(self, grid: Any, block: Any, arguments: tuple[Any, ...], *, shared: int = 0) -> None:
@@ -118,7 +147,22 @@ class Launch:
         block = block if isinstance(block, tuple) else (block,)
         if 0 in grid:
             return
+        if self._function is None:
+            self._function = loaded(self._text).get_function(self._name)
         if shared > self._largest:
-            self._function.max_dynamic_shared_size_bytes = shared
+            driver = cupy().cuda.driver
+            driver.funcSetAttribute(
+                self._function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared
+            )
             self._largest = shared
         self._function(grid, block, arguments, shared_mem=shared)
+
+
+def _renew() -> None:
+    compiler.workers.forget()
+    for job in _modules.values():
+        job.renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -10,6 +10,10 @@ typedef unsigned long long u64;
 // Memory of a block whose size the launch gives: SHARED_MEMORY(name) declares it as bytes.
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
 
+// a * b + c, rounded once: what sums of products are made of. Elsewhere products and sums are rounded one by one.
+DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
 // The nearest number with 10 bits of mantissa, ties away from zero: what the tensor cores read.
 DEVICE float to_tf32(float x) {
   unsigned r;

@@ -25,7 +25,7 @@ from minidl import (
     zeros,
 )
 from minidl.backends.cuda import detect
-from minidl.kernels.cuda import launch
+from minidl.kernels.cuda import compiler, launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,24 +41,45 @@ def with_cupy(monkeypatch):
                 raise library
             return library
 
+        launch.use(None)  # forgets what was compiled
+        monkeypatch.setattr(compiler, "store", compiler.NOWHERE)
         monkeypatch.setattr(launch, "cupy", cupy)
         detect.forget()
 
     yield put
+    launch.use(None)
     detect.forget()
 
 
-def a_cupy(driver=13000, built=13000, devices=1, is_available=True, asarray=cusim.asarray):
+def a_cupy(
+    driver=13000, built=13000, devices=1, is_available=True, asarray=cusim.asarray, version="14.0.0", **others
+):
     runtime = SimpleNamespace(
         driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=lambda: devices
     )
+    about = {**vars(cusim.cuda), "runtime": runtime, "is_available": lambda: is_available, **others}
     return SimpleNamespace(
-        cuda=SimpleNamespace(runtime=runtime, is_available=lambda: is_available), asarray=asarray, empty=cusim.empty
+        cuda=SimpleNamespace(**about), asarray=asarray, empty=cusim.empty, __version__=version, __name__="a_cupy"
     )
 
 
 def broken(*args, **options):
     raise cusim.CUDARuntimeError("cudaErrorUnknown: unknown error")
+
+
+def nvrtc(**changed):
+    return SimpleNamespace(**{**vars(cusim.cuda.nvrtc), **changed})
+
+
+def missing(*args):
+    raise RuntimeError('Failure finding "libnvrtc.so.13": No such file')
+
+
+class OfNonsense(cusim.Module):
+    """A device whose kernels do nothing."""
+
+    def get_function(self, name):
+        return lambda grid, block, arguments, shared_mem: None
 
 
 @pytest.mark.parametrize(
@@ -75,6 +96,14 @@ def broken(*args, **options):
         (a_cupy(is_available=False), ["shows no GPU"]),
         (a_cupy(asarray=broken), ["computation on it failed", "cudaErrorUnknown", "nvidia-smi"]),
         (a_cupy(asarray=lambda x: cusim.asarray(x + 1)), ["are not the same"]),
+        (a_cupy(version="13.6.0"), ["CuPy 13.6.0 is too old", "needs 14", "minidl[cuda13]"]),
+        (a_cupy(nvrtc=nvrtc(getVersion=missing)),
+         ["NVRTC) cannot be loaded", "libnvrtc.so.13", "pip install 'minidl[cuda13]'", "CUDA_PATH"]),
+        (a_cupy(built=12090, nvrtc=nvrtc(getVersion=missing)), ["pip install 'minidl[cuda12]'"]),
+        (a_cupy(nvrtc=nvrtc(getSupportedArchs=lambda: (100, 120))),
+         ["NVRTC 0.1 does not compile for this GPU", "compute capability 9.0", "10.0 ... 12.0"]),
+        (a_cupy(nvrtc=nvrtc(compileProgram=broken)), ["failed (DoesNotCompile", "twice", "-ftz=false"]),
+        (a_cupy(Module=OfNonsense), ["computed nonsense"]),
     ],
 )  # fmt: skip
 def test_each_reason_has_its_words(with_cupy, explained, library, words):

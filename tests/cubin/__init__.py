@@ -21,18 +21,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minidl.kernels.cuda.compiler import OPTIONS
+
 CACHE = Path(tempfile.gettempdir()) / f"minidl-cubin-{os.getuid()}"
 WORKERS = 2
 
 
 class Report(NamedTuple):
-    """One kernel on one architecture. Bytes: spilled (stores and loads), of the stack, of static shared memory."""
+    """One kernel on one architecture. Bytes: spilled (stores and loads), of the stack, of static shared memory.
+
+    flushes : whether an instruction of its text takes numbers below the normal ones for zero
+    """
 
     name: str
     registers: int
     spilled: int
     stack: int
     shared: int
+    flushes: bool = False
 
 
 class DoesNotCompile(Exception):
@@ -52,11 +58,11 @@ class Nvrtc:
     def _call(self, name: str, *arguments: Any) -> int:
         return getattr(self._library, name)(*arguments)
 
-    def log(self, text: str, arch: str) -> str:
-        """What the assembler says of a text's kernels."""
+    def log(self, text: str, arch: str) -> tuple[str, str]:
+        """(what the assembler says of a text's kernels, what it was given)."""
         program = ctypes.c_void_p()
         self._call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
-        options = [f"--gpu-architecture={arch}".encode(), b"-std=c++17", b"--ptxas-options=-v"]
+        options = [option.encode() for option in (*OPTIONS, f"-arch={arch}", "--ptxas-options=-v")]
         failed = self._call("nvrtcCompileProgram", program, len(options), (ctypes.c_char_p * len(options))(*options))
         size = ctypes.c_size_t()
         self._call("nvrtcGetProgramLogSize", program, ctypes.byref(size))
@@ -65,10 +71,15 @@ class Nvrtc:
         if not failed:
             self._call("nvrtcGetCUBINSize", program, ctypes.byref(size))
             failed = not size.value
+        ptx = ctypes.create_string_buffer(0)
+        if not failed:
+            self._call("nvrtcGetPTXSize", program, ctypes.byref(size))
+            ptx = ctypes.create_string_buffer(size.value)
+            failed = self._call("nvrtcGetPTX", program, ptx)
         self._call("nvrtcDestroyProgram", ctypes.byref(program))
         if failed:
             raise DoesNotCompile(log.value.decode()[:4000])
-        return log.value.decode()
+        return log.value.decode(), ptx.value.decode()
 
 
 class Nvcc:
@@ -79,16 +90,19 @@ class Nvcc:
         said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
         self.version = "nvcc " + (re.findall(r"V([\d.]+)", said) or ["of unknown version"])[0]
 
-    def log(self, text: str, arch: str) -> str:
-        """What the assembler says of a text's kernels."""
+    def log(self, text: str, arch: str) -> tuple[str, str]:
+        """(what the assembler says of a text's kernels, what it was given)."""
         with tempfile.TemporaryDirectory() as place:
             source = Path(place) / "kernel.cu"
             source.write_text(text)
-            command = [self._path, "-std=c++17", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-o", f"{place}/cubin"]
-            found = subprocess.run([*command, str(source)], capture_output=True, text=True)
-        if found.returncode:
-            raise DoesNotCompile((found.stdout + found.stderr)[:4000])
-        return found.stdout + found.stderr
+            command = [self._path, *OPTIONS, f"-arch={arch}", str(source)]
+            found = subprocess.run(
+                [*command, "-cubin", "-Xptxas", "-v", "-o", f"{place}/cubin"], capture_output=True, text=True
+            )
+            if found.returncode:
+                raise DoesNotCompile((found.stdout + found.stderr)[:4000])
+            ptx = subprocess.run([*command, "-ptx", "-o", "-"], capture_output=True, text=True, check=True).stdout
+        return found.stdout + found.stderr, ptx
 
 
 @functools.cache
@@ -108,9 +122,9 @@ def compiler() -> Nvrtc | Nvcc | None:
 
 
 # reports --------------------------------------------------------------------------------------------------------
-def reports_of(log: str) -> list[Report]:
+def reports_of(log: str, ptx: str = "") -> list[Report]:
     """What `ptxas -v` says, kernel by kernel; functions that a kernel calls count with it."""
-    found = []
+    found, flushes = [], bool(re.search(r"^\s*(@\S+\s+)?[\w.]+\.ftz\b", ptx, re.MULTILINE))
     for part in re.split(r"Compiling entry function '", log)[1:]:
         numbers = {
             what: sum(map(int, re.findall(pattern, part)))
@@ -121,7 +135,7 @@ def reports_of(log: str) -> list[Report]:
                 "registers": r"Used (\d+) registers",
             }.items()
         }
-        found.append(Report(name=part.split("'")[0], **numbers))
+        found.append(Report(name=part.split("'")[0], flushes=flushes, **numbers))
     return found
 
 
@@ -129,13 +143,14 @@ def compiled(text: str, arch: str) -> list[Report]:
     """Compile a text for an architecture, as sm_90; reports of its kernels."""
     made = compiler()
     assert made is not None
-    key = hashlib.sha256("\0".join([text, arch, made.version, Path(__file__).read_text()]).encode()).hexdigest()[:32]
+    facts = [text, arch, made.version, *OPTIONS, Path(__file__).read_text()]
+    key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:32]
     path = CACHE / key
     if not path.exists():
-        log = made.log(text, arch)
+        found = reports_of(*made.log(text, arch))
         CACHE.mkdir(parents=True, exist_ok=True)
         new = CACHE / f"{key}.{os.getpid()}"
-        new.write_text(json.dumps(reports_of(log)))
+        new.write_text(json.dumps(found))
         os.replace(new, path)
     return [Report(*report) for report in json.loads(path.read_text())]
 

@@ -30,18 +30,20 @@ class Recorder:
     def __init__(self, capability: str = "90") -> None:
         self.texts: Texts = {}
         device = type("Device", (cusim.cuda.Device,), {"compute_capability": capability})
-        self.cuda = SimpleNamespace(**{**vars(cusim.cuda), "Device": device})
+        module = lambda: Module(self.texts)
+        nvrtc = SimpleNamespace(**{**vars(cusim.cuda.nvrtc), "compileProgram": lambda prog, options: None})
+        self.cuda = SimpleNamespace(**{**vars(cusim.cuda), "Device": device, "Module": module, "nvrtc": nvrtc})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cusim, name)
 
-    def RawModule(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> Module:
-        return Module(self.texts.setdefault(code, {}))
-
 
 class Module:
-    def __init__(self, uses: dict[str, Use]) -> None:
-        self._uses = uses
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    def load(self, cubin: bytes) -> None:
+        self._uses = self._texts.setdefault(cubin.decode(), {})
 
     def get_function(self, name: str) -> Kernel:
         return Kernel(self._uses.setdefault(name, Use()))
@@ -49,12 +51,12 @@ class Module:
 
 class Kernel:
     def __init__(self, use: Use) -> None:
-        self._use = use
-        self.max_dynamic_shared_size_bytes = 48 << 10
+        self._use, self.ptr, self._limit = use, id(self), 48 << 10
+        cusim._functions_by_ptr[self.ptr] = self
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0
     ) -> None:
-        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        assert shared_mem <= self._limit
         self._use.threads = max(self._use.threads, math.prod(block))
         self._use.dynamic = max(self._use.dynamic, shared_mem)

@@ -75,6 +75,8 @@ def complaints(report: Report, arch: str, text: str, threads: int, dynamic: int)
         found.append(f"{report.stack} bytes of stack, {what}; {report.registers} registers of {most}")
     if report.shared > STATIC_SHARED or report.shared + dynamic > LARGEST_SHARED[arch] << 10:
         found.append(f"{report.shared} bytes of static and {dynamic} of dynamic shared memory are too many")
+    if report.flushes:
+        found.append("numbers below the normal ones are flushed to zero")
     return found
 
 
@@ -136,6 +138,11 @@ def test_too_much_shared_memory_is_seen():
     report = Report("k", 255, 0, 0, 40 << 10)
     assert len(complaints(report, "sm_75", "", 512, 32 << 10)) == 2
     assert not complaints(report, "sm_90", "", 256, 32 << 10)
+
+
+def test_F1_flushing_to_zero_is_seen():
+    assert any("flushed to zero" in what for what in reported('asm("add.ftz.f32 %0, %0, %0;" : "+f"(y[0]));'))
+    assert reported("y[0] = expf(y[1]) / sqrtf(y[2]) + sinf(y[3]);", bound=64) == []
 
 
 def test_nonsense_does_not_compile():

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ import numpy as np
 
 from cusim import graphs
 
+__version__ = "14.0.0"
 HERE = Path(__file__).parent
 CACHE = Path(tempfile.gettempdir()) / f"minidl-cusim-{getattr(os, 'getuid', int)()}"
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-fPIC", "-shared"]
@@ -237,7 +239,73 @@ class _Device:
         pass
 
 
+NVRTC_VERSION = (0, 1)  # none that there is: machine code kept between runs is never taken for that of a GPU
+ARCHS = (75, 80, 90, 100, 120)
+
+
+class NVRTCError(RuntimeError):
+    pass
+
+
+class _Program:
+    """A text on its way through g++."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.log, self.options = text, "", ()
+
+
+_programs: dict[int, _Program] = {}
+compilations: list[str] = []  # texts that were compiled, for tests
+
+
+def _create_program(src: str, name: str, headers: Any, include_names: Any) -> int:
+    made = _Program(src)
+    _programs[id(made)] = made
+    return id(made)
+
+
+def _compile_program(prog: int, options: tuple[str, ...]) -> None:
+    """As NVRTC with these options would; the numbers have to be those of g++ here."""
+    program, wanted = _programs[prog], {"-ftz=false", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-std=c++17"}
+    if not wanted <= set(options) or not set(options) - wanted <= {f"-arch=sm_{arch}" for arch in ARCHS}:
+        program.log = f"the shim has no kernels for the options {options}"
+        raise NVRTCError("NVRTC_ERROR_INVALID_OPTION (5)")
+    compilations.append(program.text)
+    try:
+        _compiled_text(program.text)
+    except RuntimeError as error:
+        program.log = str(error)
+        raise NVRTCError("NVRTC_ERROR_COMPILATION (6)") from None
+
+
+_nvrtc = SimpleNamespace(
+    NVRTCError=NVRTCError, getVersion=lambda: NVRTC_VERSION, getSupportedArchs=lambda: ARCHS,
+    createProgram=_create_program, compileProgram=_compile_program,
+    getProgramLog=lambda prog: _programs[prog].log, getCUBIN=lambda prog: _programs[prog].text.encode(),
+    getPTX=lambda prog: _programs[prog].text.encode(), destroyProgram=lambda prog: _programs.pop(prog, None),
+)  # fmt: skip
+
+
+class Module:
+    """A compiled text. What stands for machine code is the text; g++ has compiled it before."""
+
+    def load(self, cubin: bytes) -> None:
+        _library()
+        self._module = ctypes.CDLL(str(_compiled_text(cubin.decode())))
+
+    def get_function(self, name: str) -> Function:
+        return Function(self, name)
+
+
+def _set_attribute(f: int, attribute: int, value: int) -> None:
+    assert attribute == 8
+    _functions_by_ptr[f]._limit = min(value, 227 << 10)
+
+
 cuda = SimpleNamespace(
+    nvrtc=_nvrtc,
+    driver=SimpleNamespace(funcSetAttribute=_set_attribute, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8),
+    Module=Module,
     is_available=lambda: True,
     Device=_Device,
     Stream=graphs.Stream,
@@ -331,6 +399,16 @@ def order(seed: int) -> None:
     _library().cusim_order(seed)
 
 
+@contextlib.contextmanager
+def flushed_to_zero() -> Iterator[None]:
+    """Kernels take numbers below the normal ones for zero, as with -ftz=true (on x86-64; doubles too)."""
+    _library().cusim_flush(1)
+    try:
+        yield
+    finally:
+        _library().cusim_flush(0)
+
+
 KERNEL = re.compile(
     r'extern "C" __global__ void\s+(?:__launch_bounds__\(((?:[^()]|\([^()]*\))*)\)\s+)?(\w+)\('
 )  # launch bounds, name
@@ -338,42 +416,35 @@ KERNEL = re.compile(
 POINTERS = {"F": ("f", 4), "D": ("f", 8), "I": ("iu", 4), "L": ("iu", 8), "B": ("b", 1)}
 
 
-class RawModule:
-    """A compiled text; `launches` counts the launches of all modules, by the kernels' names."""
-
-    launches: dict[str, int] = {}
-
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
-        _library()
-        bounds = {name: bound.split(",")[0] or "1024" for bound, name in KERNEL.findall(code)}
-        text = code + "".join(f"\nCUSIM_EXPORT({name}, ({bound}))" for name, bound in bounds.items()) + "\n"
-        self._module = ctypes.CDLL(str(_compiled("kernel", text, _flags())))
-
-    def get_function(self, name: str) -> RawKernel:
-        if not hasattr(self._module, f"cusim_run_{name}"):
-            raise CUDADriverError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
-        return RawKernel("", name, module=self._module)
+def _compiled_text(text: str) -> Path:
+    """The shared library of a text with kernels."""
+    bounds = {name: bound.split(",")[0] or "1024" for bound, name in KERNEL.findall(text)}
+    text += "".join(f"\nCUSIM_EXPORT({name}, ({bound}))" for name, bound in bounds.items()) + "\n"
+    return _compiled("kernel", text, _flags())
 
 
-class RawKernel:
+_functions_by_ptr: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
+
+
+class Function:
     """A kernel; arguments are passed as CuPy passes them: pointers, 8-byte whole numbers, doubles.
 
     What CuPy would let pass, and a GPU would take for other numbers, is an error here: arguments too few or too many,
     or of another type than the kernel's.
     """
 
-    def __init__(
-        self, code: str, name: str, options: tuple[str, ...] = (), backend: str = "nvrtc", *, module: Any = None
-    ) -> None:
-        if module is None:
-            module = RawModule(code='#include "cusim.h"\n' + code)._module
-        self._name, self._run = name, getattr(module, f"cusim_run_{name}")
+    def __init__(self, module: Module, funcname: str) -> None:
+        found = module._module
+        if not hasattr(found, f"cusim_run_{funcname}"):
+            raise CUDADriverError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {funcname}")
+        self._name, self._run = funcname, getattr(found, f"cusim_run_{funcname}")
         self._run.restype = ctypes.c_char_p
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-        letters, bound = getattr(module, f"cusim_letters_{name}"), getattr(module, f"cusim_bound_{name}")
+        letters, bound = getattr(found, f"cusim_letters_{funcname}"), getattr(found, f"cusim_bound_{funcname}")
         letters.restype, bound.restype = ctypes.c_char_p, ctypes.c_uint
         self._letters, self._bound = letters().decode(), bound()
-        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.ptr, self._limit = id(self), 48 << 10
+        _functions_by_ptr[self.ptr] = self
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0
@@ -383,7 +454,7 @@ class RawKernel:
         if not (0 < threads <= self._bound and min(grid) > 0 and grid[0] < 1 << 31 and max(grid[1:]) < 1 << 16):
             limits = f"grid {grid}, block {block}, at most {self._bound} threads"
             raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidConfiguration: {limits}")
-        if shared_mem > self.max_dynamic_shared_size_bytes or shared_mem > 227 << 10:
+        if shared_mem > self._limit:
             raise CUDARuntimeError(f"{self._name}: cudaErrorInvalidValue: {shared_mem} bytes of shared memory")
         if len(args) != len(self._letters):
             raise TypeError(f"{self._name} takes {len(self._letters)} arguments, here are {len(args)}")
@@ -416,6 +487,36 @@ class RawKernel:
             raise TypeError(f"{self._name}, argument {i}: give an array, an int or a float instead of {type(x)}")
         given = f"an array of {x.dtype}" if isinstance(x, ndarray) else type(x).__name__
         raise TypeError(f"{self._name}, argument {i}: the kernel takes {LETTERS[letter]}, here is {given}")
+
+
+class RawModule:
+    """A text as users compile it; `launches` counts the launches of all kernels, by their names."""
+
+    launches: dict[str, int] = {}
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), backend: str = "nvrtc") -> None:
+        self._made = Module()
+        self._made.load(code.encode())
+
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel("", name, made=self._made)
+
+
+class RawKernel(Function):
+    """A kernel as users write one."""
+
+    def __init__(
+        self, code: str, name: str, options: tuple[str, ...] = (), backend: str = "nvrtc", *, made: Any = None
+    ) -> None:
+        super().__init__(made or RawModule(code='#include "cusim.h"\n' + code)._made, name)
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self._limit
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, value: int) -> None:
+        _set_attribute(self.ptr, 8, value)
 
 
 LETTERS = {

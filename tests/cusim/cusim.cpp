@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <vector>
-#if !defined(__x86_64__)
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#else
 #include <ucontext.h>
 #endif
 
@@ -37,6 +39,7 @@ Block *here;
 std::vector<char *> stacks;
 unsigned count;
 int order_seed;
+bool is_flushed;
 uint64_t chance;
 char *shared_memory;
 size_t shared_bytes;
@@ -197,6 +200,9 @@ unsigned char *cusim_dynamic;
 
 void cusim_order(int seed) { order_seed = seed; }
 
+// From now on launches take numbers below the normal ones for zero, as kernels do that are compiled with -ftz=true.
+void cusim_flush(int is_wanted) { is_flushed = is_wanted; }
+
 void cusim_sync(int line) {
   Block &b = *here;
   if (b.gone) fail("waits at the barrier of line %d, which %d threads have passed by", line, (int)b.gone);
@@ -240,6 +246,10 @@ const char *cusim_launch(void (*thunk)(void **), void **args, const unsigned *sh
   here = nullptr;
   alive.resize(TOGETHER);
   for (Block &b : alive) b.is_there = false;
+#if defined(__x86_64__)
+  const unsigned usual = _mm_getcsr();
+  if (is_flushed) _mm_setcsr(usual | 0x8040); // flush to zero, denormals are zero
+#endif
   std::vector<unsigned> block_order = turns(blocks, 1), thread_order = turns(count, 2);
   for (unsigned begun = 0, ended = 0; ended < blocks && !failed;) {
     unsigned k = together > 1 ? drawn(together) : 0;
@@ -249,6 +259,9 @@ const char *cusim_launch(void (*thunk)(void **), void **args, const unsigned *sh
     advance(b, thread_order, together == 1);
     if (b.gone == count) b.is_there = false, ended++;
   }
+#if defined(__x86_64__)
+  _mm_setcsr(usual);
+#endif
   return failed ? message : nullptr;
 }
 }

@@ -101,6 +101,9 @@ static inline double __dsqrt_rn(double a) { return sqrt(a); }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+// rounded twice here: a processor's own multiply-add is not asked for, since not all have one
+static inline float multiply_add(float a, float b, float c) { return a * b + c; }
+static inline double multiply_add(double a, double b, double c) { return a * b + c; }
 static inline float __double2float_rn(double a) { return (float)a; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline int min(int a, int b) { return a < b ? a : b; }

@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,13 +100,16 @@ class Mutated:
     """cusim, but for one text."""
 
     def __init__(self, mutant: Mutant) -> None:
-        self._mutant = mutant
+        nvrtc = cusim.cuda.nvrtc
+
+        def create(src: str, *others: Any) -> int:
+            return nvrtc.createProgram(src.replace(mutant.old, mutant.new), *others)
+
+        changed = SimpleNamespace(**{**vars(nvrtc), "createProgram": create})
+        self.cuda = SimpleNamespace(**{**vars(cusim.cuda), "nvrtc": changed})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(cusim, name)
-
-    def RawModule(self, *, code: str, **options: Any) -> Any:
-        return cusim.RawModule(code=code.replace(self._mutant.old, self._mutant.new), **options)
 
 
 @contextlib.contextmanager

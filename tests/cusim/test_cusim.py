@@ -10,13 +10,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 
 import numpy as np
 import pytest
 
 import cusim
 from cusim import graphs
-from minidl.kernels.cuda import launch
+from minidl.kernels.cuda import compiler, launch
 
 ERROR = cusim.CUDARuntimeError
 
@@ -500,12 +501,15 @@ NAMES = [
     "cuda.Event", "cuda.get_elapsed_time", "cuda.UnownedMemory", "cuda.MemoryPointer",
     "cuda.get_current_stream", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",
     "cuda.runtime.getDeviceCount", "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion",
-    "cuda.runtime.memGetInfo", "cuda.runtime.getDeviceProperties",
+    "cuda.runtime.memGetInfo", "cuda.runtime.getDeviceProperties", "cuda.Module", "cuda.driver.funcSetAttribute",
+    "cuda.driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES", "cuda.nvrtc.NVRTCError", "cuda.nvrtc.getVersion",
+    "cuda.nvrtc.getSupportedArchs", "cuda.nvrtc.createProgram", "cuda.nvrtc.compileProgram",
+    "cuda.nvrtc.getProgramLog", "cuda.nvrtc.getCUBIN", "cuda.nvrtc.getPTX", "cuda.nvrtc.destroyProgram",
 ]  # fmt: skip
 
 
 CLASSES = ["ndarray", "RawKernel", "RawModule", "cuda.Device", "cuda.Stream", "cuda.Event", "cuda.MemoryPointer",
-           "cuda.UnownedMemory"]  # fmt: skip
+           "cuda.UnownedMemory", "cuda.Module"]  # fmt: skip
 
 
 def found_at(library, name):
@@ -532,13 +536,15 @@ def test_the_list_of_names_is_whole():
     own = {
         "POISON", "MOST_BYTES", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer",
         "limit_memory", "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "UnownedMemory",
-        "MemoryPointer",
+        "MemoryPointer", "NVRTC_VERSION", "ARCHS", "NVRTCError", "compilations", "Module", "Function",
+        "flushed_to_zero",
     }  # fmt: skip
     there = {name for name, x in vars(cusim).items() if not name.startswith("_") and not inspect.ismodule(x)}
     elsewhere = {name for name in there if getattr(vars(cusim)[name], "__module__", "cusim") != "cusim"}
     there -= elsewhere - known
     assert there - own == known
-    for room in ("cuda", "cuda.memory", "cuda.runtime", "lib", "lib.stride_tricks", "linalg"):
+    rooms = [f"cuda.{name}" for name in ("memory", "runtime", "driver", "nvrtc")]
+    for room in ("cuda", *rooms, "lib", "lib.stride_tricks", "linalg"):
         for name in vars(found_at(cusim, room)):
             assert any(known.startswith(f"{room}.{name}") for known in NAMES), f"{room}.{name}"
 
@@ -570,7 +576,23 @@ class TestAgainstCuPy:
         assert {"code", "options", "backend"} <= parameters(cupy.RawModule)
         assert {"grid", "block", "args", "shared_mem"} <= parameters(cupy.RawKernel.__call__)
         assert hasattr(cupy.RawKernel.max_dynamic_shared_size_bytes, "__set__")
-        cupy.RawModule(code="", options=launch.OPTIONS, backend="nvrtc")  # compiles nothing yet
+        assert "cubin" in parameters(cupy.cuda.Module.load) and callable(cupy.cuda.Function.__call__)
+        assert cupy.cuda.driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8
+
+    def test_its_compiler_does_as_it_is_told(self, monkeypatch):
+        """NVRTC as CuPy calls it makes machine code without a GPU: all is there but the device that would run it."""
+        import cupy
+
+        try:
+            cupy.cuda.nvrtc.getVersion()
+        except RuntimeError:
+            pytest.skip("CuPy has no NVRTC here")
+        cuda = types.SimpleNamespace(nvrtc=cupy.cuda.nvrtc, Device=cusim.cuda.Device)
+        made = compiler.Compiler(types.SimpleNamespace(cuda=cuda))
+        text = launch.source(launch.text_of("spacing.cu"), (("T", np.dtype("float32")),))
+        assert made.target == "sm_90" and made.code(text)[:4] == b"\x7fELF"
+        with pytest.raises(compiler.DoesNotCompile, match=r"(?s)minidl \(f\) does not.*-ftz=false.*f.cu\(1\).*nothing"):
+            made.code('extern "C" __global__ void f() { nothing; }')
 
     def test_makers_take_these_words(self):
         import cupy

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 
 from minidl.backends import precision, reference
+from minidl.backends.cache import Shelf
 from minidl.backends.cuda import detect, graph, loops, many, rows, slots
 from minidl.backends.cuda.detect import complaint as complaint
 from minidl.backends.cuda.memory import new_bytes, release_all
 from minidl.backends.cuda.memory import releasing as releasing
 from minidl.backends.cuda.memory import with_room as with_room
-from minidl.kernels.cuda import launch
+from minidl.kernels.cuda import compiler, launch
+
+_SHELF = Shelf("cuda", ".cubin")  # machine code of earlier runs
+STORE = compiler.Store(_SHELF.get, _SHELF.put)
+compiler.keep_in(STORE)
 
 # op -> room in kernels/cuda; a kernel is called like its op and takes dense arrays
 ROOMS = {
@@ -136,6 +141,7 @@ def _bind_contraction(op: Any, y: Any, inputs: list[Any], params: dict[str, Any]
             _plans.clear()
         nests = op.contraction_rule(a, b, **params)
         plan = _plans[key] = contract.plan(nests, *layouts, dtype=y.dtype, precision=precision.current())
+    plan.prepare()
     scratch, counters = slots.new_scratch(plan)
     return lambda: plan.run(y, a, b, scratch=scratch, counters=counters)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minidl.kernels.cuda import launch
+from minidl.kernels.cuda import compiler, launch
 
+OLDEST_CUPY = 14  # earlier ones have graphs whose kernels cannot be told, and extras without a compiler
 _is_forked = False
 
 
@@ -38,11 +39,32 @@ def _complaint(wanted: str) -> str:
         return f"CuPy is installed but cannot be imported ({error}). Reinstall it: pip install --force-reinstall."
     try:
         return _trial(cupy)
-    except Exception as error:  # a broken driver, no compiler of CUDA, no memory
+    except compiler.NoCompiler as error:
+        return (
+            f"{error}. It comes with minidl's extra: pip install 'minidl[cuda{_built(cupy)}]'; or install the CUDA "
+            "Toolkit and set CUDA_PATH."
+        )
+    except Exception as error:  # a broken driver, no memory, a compiler that fails
         return f"a small computation on it failed ({type(error).__name__}: {error}). Check the driver: nvidia-smi."
 
 
+def _built(cupy: Any) -> int:
+    """For which CUDA this CuPy is made."""
+    return int(cupy.cuda.runtime.runtimeGetVersion()) // 1000
+
+
+_TWICE = """
+// y[i] = 2 x[i] for the threads of one block. Grid: one block. No shared memory. Floor: a launch.
+extern "C" __global__ void twice(double *y, const double *x) { y[threadIdx.x] = 2 * x[threadIdx.x]; }
+"""
+
+
 def _trial(cupy: Any) -> str:
+    if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
+        return (
+            f"CuPy {cupy.__version__} is too old: minidl needs {OLDEST_CUPY} or later. Update it: "
+            f"pip install --upgrade 'minidl[cuda{_built(cupy)}]'."
+        )
     driver, built = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
     if not driver:
         return "there is no NVIDIA driver on this machine. Compute on the CPU, or install the driver."
@@ -54,8 +76,13 @@ def _trial(cupy: Any) -> str:
     if not cupy.cuda.is_available() or not cupy.cuda.runtime.getDeviceCount():
         return "the driver shows no GPU (CUDA_VISIBLE_DEVICES may hide it). Look at nvidia-smi."
     wanted = np.arange(4.0)
-    if not np.array_equal(cupy.asarray(wanted).get(), wanted):
+    there = cupy.asarray(wanted)
+    if not np.array_equal(there.get(), wanted):
         return "numbers copied to it and back are not the same. Look at nvidia-smi and the system's log."
+    made = cupy.empty(wanted.shape)
+    launch.compiled(launch.text_of("portable.h") + _TWICE, "twice")(1, wanted.size, (made, there))
+    if not np.array_equal(made.get(), 2 * wanted):
+        return "a kernel compiled for it computed nonsense. Look at nvidia-smi and the system's log."
     return ""
 
 

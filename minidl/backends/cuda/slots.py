@@ -34,6 +34,7 @@ class Bound:
         slots = spelt.slots._replace(is_aligned=all(map(_is_aligned, self._extras)))
         about: dict[str, Any] = {"dtype": fused.dtype, "precision": precision.current(), "slots": slots}
         self._plan = plan = contract.plan(fused.nests, *layouts, **about)
+        plan.prepare()
         if isinstance(before, Bound) and (before._plan.scratch, before._plan.counters) == (plan.scratch, plan.counters):
             self._scratch: tuple[Any, ...] = before._scratch
             self._counters: Any = before._counters
