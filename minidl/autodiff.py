@@ -41,9 +41,14 @@ def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise DTypeError(f"dlfeval: the first argument is the function to evaluate; got {type(fun).__name__}.")
     is_nested = bool(open_tapes())
     if not is_nested and hasattr(fun, "replay_in_dlfeval"):
-        replayed = fun.replay_in_dlfeval(args, kwargs)
+        replayed = fun.replay_in_dlfeval(args, kwargs, _evaluated)
         if replayed is not None:
             return replayed[0]
+    return _evaluated(fun, args, kwargs, is_nested)
+
+
+def _evaluated(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], is_nested: bool = False) -> Any:
+    """fun(*args, **kwargs) with a tape of its own, which the dlarrays among the arguments are traced by."""
     tape = Tape()
     leaves, structure = flatten((args, kwargs))
     tape.given = leaves

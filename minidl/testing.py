@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minidl.accelerate.advice import complaints
+from minidl.accelerate.audits import graph_difference
 from minidl.accelerate.checks import distance
 from minidl.accelerate.function import NO_RETRACE, AcceleratedFunction
 from minidl.accelerate.recording import Recording
@@ -25,8 +26,11 @@ from minidl.core.options import options
 from minidl.core.random import rng
 from minidl.core.spec import DOUBLE, Spec, Value
 from minidl.core.tree import flatten, paths, unflatten
-from minidl.engine.graph import Graph, Id
 
+_REMEDIES = {
+    "op": "; its Python depends on values.", "length": "; its Python depends on values.",
+    "option": ", computed by Python from values.", "constant": ". Pass it as an argument.",
+}  # fmt: skip
 __all__ = ["assert_accelerable", "no_retrace"]
 
 
@@ -202,33 +206,9 @@ def _audit(fun: Callable[..., Any], args: Any) -> Recording:
             f"assert_accelerable: {name} does more than compute: {effect.path} at {effect.where} ({effect.kind}); that "
             "will not repeat on replay. Return what is needed, and do it outside."
         )
-    difference = tape_difference(found[0].graph(), found[1].graph())
-    if difference:
-        raise AssertionError(f"assert_accelerable: two recordings of {name} differ: {difference}")
+    difference = graph_difference(found[0].graph(), found[1].graph())
+    if difference is not None:
+        raise AssertionError(
+            f"assert_accelerable: two recordings of {name} differ: {difference.text}{_REMEDIES[difference.kind]}"
+        )
     return found[1]
-
-
-def tape_difference(a: Graph, b: Graph) -> str:
-    """Where two recordings of one function depart from each other, in words; '' if they do not."""
-    for old, new in zip(a.nodes, b.nodes):
-        if old.op is not new.op:
-            return f"{old.op.name} at {old.where} became {new.op.name} at {new.where}; its Python depends on values."
-        if repr(old.params) != repr(new.params):
-            was = f"{old.params} and then {new.params}"
-            return f"{new.op.name} at {new.where} had {was}, computed by Python from values."
-        for x, y in zip(old.inputs, new.inputs):
-            if not isinstance(x, Id) and not isinstance(y, Id):
-                is_same = repr(x) == repr(y)
-                shown = f" ({x!r}, then {y!r})"
-            elif x in a.constants and y in b.constants:
-                one, other = a.constants[x], b.constants[y]
-                is_same = np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
-                shown = ""
-            else:
-                is_same, shown = x == y, " (another value altogether)"
-            if not is_same:
-                return f"a constant of {new.op.name} at {new.where} changed{shown}. Pass it as an argument."
-    if len(a.nodes) != len(b.nodes):
-        more = max(a.nodes, b.nodes, key=len)[min(len(a.nodes), len(b.nodes))]
-        return f"only one of them goes on to {more.op.name} at {more.where}; its Python depends on values."
-    return ""

@@ -6,6 +6,7 @@
     recording   one run, kept as a graph; a trace: its program
     captures    what a function reaches besides its arguments
     effects     what it does besides computing
+    audits      whether a recording still holds
     checks      a replay against the function itself; where NaN came from
     report      what happened and why, as data that prints itself
     advice      what the user is told

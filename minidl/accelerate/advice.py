@@ -11,6 +11,7 @@ from typing import Any
 
 from minidl.accelerate import report
 from minidl.accelerate.captures import MOST_OBJECTS
+from minidl.accelerate.effects import Effect
 from minidl.accelerate.recording import Recording, Trace
 from minidl.accelerate.signature import Signature
 
@@ -60,11 +61,16 @@ def complaints(recording: Recording, name: str) -> list[str]:
     return [f"dlaccelerate: {text}" for text in found]
 
 
+def side_effect(effect: Effect) -> str:
+    """What the function did besides computing, in words."""
+    words = {"output": f"writes ({effect.path})", "change": f"changes {effect.path}"}
+    return f"{words.get(effect.kind, effect.path)} at {effect.where}"
+
+
 def notes(recording: Recording, name: str) -> list[str]:
     """What the function did besides computing; a replay does not do it again."""
-    words = {"output": "writes ({0.path})", "change": "changes {0.path}"}
     return [
-        f"dlaccelerate: {name} {words[effect.kind].format(effect)} at {effect.where}; that will not repeat on replay. "
+        f"dlaccelerate: {name} {side_effect(effect)}; that will not repeat on replay. "
         "Return what is needed, and do it outside."
         for effect in recording.effects
         if effect.kind == "output" or (effect.kind == "change" and not effect.is_read)

@@ -20,8 +20,9 @@ import numpy as np
 
 from minidl import backends
 from minidl.accelerate import advice, checks, report
+from minidl.accelerate.audits import NEVER, Rerun, audit_after
 from minidl.accelerate.cache import MISSING, Cache
-from minidl.accelerate.recording import Recording, Trace
+from minidl.accelerate.recording import Recording, Trace, in_words
 from minidl.accelerate.report import Captures, Explanation, MissRow, TraceRow
 from minidl.accelerate.signature import Signature, Signer, Tree, plain_key
 from minidl.core.errors import (
@@ -53,8 +54,10 @@ class AcceleratedFunction:
     Containers among the arguments are handed on as copies, as in MATLAB.
     """
 
-    def __init__(self, function: Callable[..., Any], numerics: str = "fast", *, is_strict: bool = False) -> None:
-        self._function, self._numerics, self._is_strict = function, numerics, is_strict
+    def __init__(
+        self, function: Callable[..., Any], numerics: str = "fast", *, is_strict: bool = False, is_audited: bool = True
+    ) -> None:
+        self._function, self._numerics, self._is_strict, self._is_audited = function, numerics, is_strict, is_audited
         self._enabled, self._check_finite = True, False
         self._check_mode, self._check_tolerance = "none", 1e-4
         self._cache = Cache(size=50)
@@ -147,6 +150,18 @@ class AcceleratedFunction:
     def Strict(self, value: bool) -> None:
         self._is_strict = _truth("Strict", value)
 
+    @property
+    def Audit(self) -> bool:
+        """Whether recordings are made again at calls 2, 10, 100, ... of each trace, to see if they still hold."""
+        return self._is_audited
+
+    @Audit.setter
+    def Audit(self, value: bool) -> None:
+        self._is_audited = _truth("Audit", value)
+        with self._cache.lock:
+            for trace in self._cache.kept():
+                self._schedule_audit(trace)
+
     def __repr__(self) -> str:
         rows = {
             "Function": f"@{getattr(self._function, '__name__', repr(self._function))}",
@@ -189,27 +204,38 @@ class AcceleratedFunction:
             if found is not None:
                 return found[0]
         look = None if is_checking else self._cache.recall(args, kwargs, bool(tapes))
-        if look is not None and self._is_compiled(look.trace):
+        if look is not None and look.trace.hits < look.trace.audit_at and self._is_compiled(look.trace):
             return self._replay(look.trace, look.values, args)
         leaves, structure = flatten((args, kwargs))
-        trace, values = self._cache.look_up(leaves, structure, bool(tapes))
+        trace, values = look or self._cache.look_up(leaves, structure, bool(tapes))
         if trace is MISSING:
             return self._record(leaves, structure)
-        if trace is None or not self._is_compiled(trace):
+        is_due = trace is not None and trace.hits >= trace.audit_at
+        if trace is None or not (is_due or self._is_compiled(trace)):
+            if self._is_strict:
+                raise TraceError(f"dlaccelerate: {self._name()} cannot replay calls like this one; explain() says why.")
             with self._cache.lock:
                 self._cache.calls += 1
             return self._plainly(args, kwargs)
         self._cache.make_recent(trace)
         before = [cell.value for cell in CELLS]
-        result = self._replay(trace, values, args)
+        rerun = self._audit(trace, values, leaves, structure) if is_due else None
+        if rerun is not None and rerun.is_final:
+            return rerun.result
+        if not self._is_compiled(trace):
+            return self._plainly(args, kwargs) if rerun is None else rerun.result
+        result = self._replay(trace, values, args, rerun)
         if is_checking:
             self._check(trace, result, values, before, leaves, structure)
         return result
 
-    def replay_in_dlfeval(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+    def replay_in_dlfeval(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], evaluate: Callable[..., Any]
+    ) -> tuple[Any] | None:
         """What dlfeval(self, *args, **kwargs) returns, in a tuple, if a recent trace fits; otherwise None.
 
-        A replay needs no tape of dlfeval's: what it returns is not traced any more.
+        A replay needs no tape of dlfeval's: what it returns is not traced any more. An audit does:
+        evaluate(function, args, kwargs) is what dlfeval does otherwise.
         """
         if not self._enabled or self._check_finite or self._check_mode != "none":
             return None
@@ -217,15 +243,30 @@ class AcceleratedFunction:
         if found is not None:
             return found
         look = self._cache.recall(args, kwargs, True, is_renewed=True)
-        if look is None or not self._is_compiled(look.trace):
+        if look is None:
             return None
-        return (self._replay(look.trace, look.values, args),)
+        trace, rerun = look.trace, None
+        if trace.hits >= trace.audit_at:
+            rerun = evaluate(functools.partial(self._audit_traced, trace), args, kwargs)
+            if rerun is not None and rerun.is_final:
+                return (rerun.result,)
+            found = self._replay_known(args, kwargs, True)
+            if found is not None:
+                return found
+        if not self._is_compiled(trace):
+            return None if rerun is None else (rerun.result,)
+        return (self._replay(trace, look.values, args, rerun),)
+
+    def _audit_traced(self, trace: Trace, /, *args: Any, **kwargs: Any) -> Rerun | None:
+        """`_audit` of a call whose arguments dlfeval has traced."""
+        values = trace.inputs(args, kwargs)
+        return None if values is None else self._audit(trace, values, *flatten((args, kwargs)))
 
     def _replay_known(self, args: tuple[Any, ...], kwargs: dict[str, Any], is_in_dlfeval: bool) -> tuple[Any] | None:
         """The results, in a tuple, if the arguments are results of earlier calls that a recent trace has met before."""
         setting = backends.setting()
         for trace in self._cache.recent(is_in_dlfeval):
-            if trace.known is not None and trace.signature.backend == setting:
+            if trace.known is not None and trace.signature.backend == setting and trace.hits < trace.audit_at:
                 start = time.perf_counter()
                 found = trace.known.replay(args, kwargs, is_in_dlfeval)
                 if found is not None:
@@ -239,9 +280,18 @@ class AcceleratedFunction:
         args, kwargs = unflatten(structure, leaves)
         return self._function(*args, **kwargs)
 
-    def _replay(self, trace: Trace, values: list[Value], args: tuple[Any, ...]) -> Any:
+    def _replay(
+        self, trace: Trace, values: list[Value], args: tuple[Any, ...], rerun: Rerun | None = None
+    ) -> Any:
         start = time.perf_counter()
-        result = trace.replay(values)
+        if rerun is None:
+            result = trace.replay(values)
+        else:  # the function has just drawn the call's random numbers
+            try:
+                result = trace.replay(values, rerun.before)
+            except BaseException:
+                rerun.put_back()
+                raise
         self._count_hit(trace, time.perf_counter() - start)
         if trace.known is not None:
             trace.known.remember(args)
@@ -254,6 +304,64 @@ class AcceleratedFunction:
             cache.hits += 1
             trace.hits += 1
             trace.replay_seconds += seconds
+
+    def _audit(self, trace: Trace, values: list[Value], leaves: list[Any], structure: Any) -> Rerun | None:
+        """The recording of a call is made again; None if another thread is at it. Ends the replays if it differs."""
+        where, cache = user_line(), self._cache
+        with cache.lock:
+            due, call = trace.audit_at, trace.hits + 2
+            if trace.hits < due:
+                return None
+            trace.audit_at = NEVER
+        try:
+            rerun = Rerun(self._function, self._name(), trace, values, leaves, structure)
+        except BaseException:
+            trace.audit_at = due
+            raise
+        if rerun.difference:
+            self._end(trace, rerun, call, where)
+            return rerun
+        with cache.lock:
+            trace.audit_seconds += rerun.seconds
+            if rerun.is_certain and rerun.error is None:
+                trace.audits, trace.audited_call = trace.audits + 1, call
+                self._schedule_audit(trace, call)
+            else:  # nothing was found out; not at each call from now on, which would cost more than no replays
+                trace.audit_at = 2 * trace.hits + 1
+        if rerun.error is not None:
+            raise rerun.error
+        if rerun.is_final:
+            self._count_hit(trace, 0.0)
+        return rerun
+
+    def _schedule_audit(self, trace: Trace, call: int | None = None) -> None:
+        """Set when the trace is audited next; `call` is the number of its latest call."""
+        call = trace.hits + 1 if call is None else call
+        is_audited = self._is_audited and not trace.why_not_audited
+        trace.audit_at = audit_after(call) - 2 if is_audited else NEVER
+
+    def _end(self, trace: Trace, rerun: Rerun, call: int, where: str) -> None:
+        """The recording does not hold: forget it, and tell."""
+        cache, first = self._cache, max(trace.audited_call, 1) + 1
+        maybe = "no other call was replayed" if call == 2 else (
+            f"of these calls, number {first} may have been wrong" if first == call - 1 else
+            f"of these calls, numbers {first:,} to {call - 1:,} may have been wrong"
+        )  # fmt: skip
+        with cache.lock:
+            cache.give_up(trace)
+            cache.calls += 1
+            note = f"replays ended by the audit at call {call:,} of its trace: {rerun.difference}"
+            self._misses.append(MissRow(cache.calls, where, None, [], note))
+        message = (
+            f"dlaccelerate: {self._name()} was run again to see whether its recording still holds (call {call:,} of "
+            f"one kind), and it does not: {rerun.difference}. This call's result is the function's own, and calls like "
+            f"it are not replayed any more; {maybe}. Pass what changes as an argument."
+        )
+        if self._is_strict:
+            raise TraceError(message) from rerun.error
+        self._warn([message], TraceWarning)
+        if rerun.error is not None:
+            raise rerun.error
 
     def _record(self, leaves: list[Any], structure: Any) -> Any:
         """Run the function and keep the recording. All that is remembered of it changes at the end, in one step."""
@@ -269,6 +377,9 @@ class AcceleratedFunction:
         if not complaints and recording.is_alone():
             seconds = time.perf_counter() - start
             trace = Trace(recording, self._name(), seconds, is_exact=self._numerics == "exact")
+            if recording.effects:  # an audit would do again what a replay does not
+                trace.why_not_audited = advice.side_effect(recording.effects[0])
+            self._schedule_audit(trace)
         why, nearest = advice.nearest(cache.kept(), signature, self._function)
         with cache.lock:
             cache.calls += 1
@@ -302,19 +413,24 @@ class AcceleratedFunction:
                 warnings.warn(message, AccelerationWarning, stacklevel=3)
 
     def _is_compiled(self, trace: Trace) -> bool:
-        """Whether the trace has its program; one that cannot be compiled is given up."""
+        """Whether the trace has its program. One that cannot be compiled is replayed call by call, or else given up."""
         if trace._program is not None:
             return True
         try:
-            return trace.program is not None
+            _ = trace.program
+            if not trace.failure:
+                return True
+            instead, is_there = "it is replayed call by call instead, which is right but slower", True
         except Exception as error:
-            self._cache.give_up(trace)
-            message = (
-                f"dlaccelerate: the recording of {self._name()} could not be compiled ({type(error).__name__}: "
-                f"{error}); the function itself runs instead. Please report it; until then Numerics='exact' may help."
-            )
-            self._warn([message], TraceWarning)
-            return False
+            trace.failure = in_words(error)
+            with self._cache.lock:
+                self._cache.give_up(trace)
+                note = f"could not be compiled: {trace.failure}"
+                self._misses.append(MissRow(self._cache.calls + 1, user_line(), None, [], note))
+            instead, is_there = "the function itself runs instead", False
+        message = f"dlaccelerate: the recording of {self._name()} could not be compiled ({trace.failure}); {instead}."
+        self._warn([f"{message} Please report it."], TraceWarning)
+        return is_there
 
     def _name(self) -> str:
         return getattr(self._function, "__name__", type(self._function).__name__)
@@ -358,11 +474,20 @@ class AcceleratedFunction:
                 TraceRow(
                     index, x.hits, x.record_seconds * 1e3, x.compile_seconds * 1e3,
                     x.replay_seconds / x.hits * 1e3 if x.hits else 0.0, x.nbytes,
-                    report.readable(x.signature, self._function),
+                    report.readable(x.signature, self._function), x.state, x.audits, x.audited_call,
+                    x.audit_seconds * 1e3, self._when_audited(x),
                 )
                 for index, x in enumerate(self._cache.kept())
             ]  # fmt: skip
             return Explanation(self._name(), self._cache.calls, self._cache.hits, traces, list(self._misses))
+
+    def _when_audited(self, trace: Trace) -> str:
+        """In words, for explain()."""
+        if not self._is_audited:
+            return "off"
+        if trace.why_not_audited:
+            return f"never: {trace.why_not_audited}"
+        return f"at call {trace.audited_call:,} ({trace.audits})" if trace.audits else "not yet"
 
     def _refusal(self, leaves: list[Any], structure: Any) -> str:
         """The text of no_retrace's error."""
@@ -380,7 +505,7 @@ class AcceleratedFunction:
 
 
 
-_SETTINGS = ("Enabled", "CacheSize", "CheckMode", "CheckTolerance", "CheckFinite")
+_SETTINGS = ("Enabled", "CacheSize", "CheckMode", "CheckTolerance", "CheckFinite", "Audit")
 NO_RETRACE: list[object] = []  # not empty inside `testing.no_retrace`: a recording is an error
 
 
@@ -408,18 +533,28 @@ def _rebuild(
 
 
 @options
-def dlaccelerate(fun: Callable[..., Any], *, Numerics: str = "fast", Strict: bool = False) -> AcceleratedFunction:
+def dlaccelerate(
+    fun: Callable[..., Any], *, Numerics: str = "fast", Strict: bool = False, Audit: bool = True
+) -> AcceleratedFunction:
     """Accelerate a function of dlarrays: record it once per kind of input, then replay the recording.
 
     fun      : function, or AcceleratedFunction (then a new one around the same function)
     Numerics : "fast" (loops fused and compiled; results equal up to rounding) or "exact" (the same kernels in the
                same order; results equal bit for bit)
     Strict   : raise TraceError where otherwise a TraceWarning says that a call cannot be replayed
+    Audit    : run fun itself once more at calls 2, 10, 100, 1,000, ... of each trace, and compare what it does with the
+               recording: the same operations, options, constants and effects, the same form of result. If it is the
+               same, the call gives the replay's result and has but taken longer. If not, the call gives fun's own
+               result, calls like it are not replayed any more, and a TraceWarning says what differs, where, and which
+               calls may have been wrong. Recordings with side effects are not audited.
     Returns an AcceleratedFunction, called like fun, also inside dlfeval. Also a decorator: `@dlaccelerate`.
     A call whose Python looks at traced numbers (`if x > 0`, `float(x)`) gives the right result, is not kept, and
     warns with the line.
     What fun captures (closures, globals, attributes) may change between calls: dlarrays are read afresh, another plain
     value makes a new trace. `captures()` lists it; `explain()` says why calls were recorded.
+    Where Python hides what fun depends on (`globals()[name]`, state inside of a library), it is frozen until an audit
+    finds it: at call 2 what changes each time; what changes later at the next audit only, after wrong replays, and
+    never what has changed back by then.
     Make it once, outside of the loop: a second one of the same code at the same line gets a RetraceWarning.
     Raises DTypeError if fun cannot be called.
     Source: MathWorks, reference page "dlaccelerate".
@@ -437,7 +572,7 @@ def dlaccelerate(fun: Callable[..., Any], *, Numerics: str = "fast", Strict: boo
         raise DTypeError(f"dlaccelerate: a function is wanted; got {type(fun).__name__}.")
     numerics = choice("dlaccelerate", "Numerics", Numerics, ["fast", "exact"])
     _note_place(fun)
-    return AcceleratedFunction(fun, numerics, is_strict=_truth("Strict", Strict))
+    return AcceleratedFunction(fun, numerics, is_strict=_truth("Strict", Strict), is_audited=_truth("Audit", Audit))
 
 
 PLACES: dict[tuple[Any, str], int] = {}  # how often dlaccelerate was called with some code at some line

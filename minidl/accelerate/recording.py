@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import random
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,8 +66,7 @@ class Recording:
             with opened(self.tape), watch:
                 self.result = function(*args, **kwargs)
         except BaseException:  # as if it had not been called
-            for cell in self._changed():
-                cell.value = self.before[CELLS.index(cell)]
+            self.put_back()
             raise
         self.effects: list[Effect] = watch.effects
         self.has_host_draws = host != _host_generators(leaves + self.captures.generators)
@@ -116,12 +117,18 @@ class Recording:
     def signature(self) -> Signature:
         return Signature(self._arguments, self._captured, self.plan, self._is_traced, self._setting)
 
-    def graph(self) -> Graph:
+    def put_back(self) -> None:
+        """Give the state cells what they held before the function ran."""
+        for cell in self._changed():
+            cell.value = self.before[CELLS.index(cell)]
+
+    def graph(self, values: list[Value] | None = None) -> Graph:
         """The calls as a graph. Inputs: arguments, captures, state cells.
 
         Outputs: results, what these were made of, changed state cells.
+        values : take these for arguments and captures, as a trace has them
         """
-        inputs = self.values + self.before
+        inputs = (self.values if values is None else values) + self.before
         outputs = [x._value for x in self._arrays_out()] + self.telling + [cell.value for cell in self.changed]
         return from_tape(self.tape, inputs, outputs)
 
@@ -176,6 +183,9 @@ class Trace:
         self.record_seconds, self.compile_seconds, self.replay_seconds = record_seconds, 0.0, 0.0
         self._orders = [order_of(value.data) for value in recording.values] + [(0,)] * len(CELLS)
         self.outlines, self._count = recording.outlines, len(recording._arrays_out())
+        self.failure = ""  # why it could not be compiled
+        self.audit_at, self.why_not_audited = 0, ""  # hits after which the recording is made again
+        self.audits, self.audited_call, self.audit_seconds = 0, 0, 0.0
         self.has_handles_alone = not any(isinstance(x, _Plain) for x in self.leaves)
         self._builder = builder(self.structure)
         self._program: Program | ExactProgram | None = None
@@ -190,16 +200,32 @@ class Trace:
 
     @property
     def program(self) -> Program | ExactProgram:
-        """The compiled recording; made at the first replay."""
+        """The compiled recording, made at the first replay; if that fails, one that computes call by call."""
         if self._program is None:
             with self._lock:
                 if self._program is None:
                     start = time.perf_counter()
                     with precision.chosen(self._precision):
-                        program = compile_graph(self.graph, self._orders, self.backend, is_exact=self.is_exact)
+                        program = self._compiled()
                     self.known = known_calls(self, program)
                     self.compile_seconds, self._program = time.perf_counter() - start, program
         return self._program
+
+    def _compiled(self) -> Program | ExactProgram:
+        try:
+            return compile_graph(self.graph, self._orders, self.backend, is_exact=self.is_exact)
+        except Exception as error:
+            if self.is_exact:
+                raise
+            self.failure = in_words(error)
+        return compile_graph(self.graph, self._orders, self.backend, is_exact=True)
+
+    @property
+    def state(self) -> str:
+        """What there is to replay, in words."""
+        if self.failure:
+            return f"failed: {self.failure}"
+        return "not yet" if self._program is None else "exact" if self.is_exact else "compiled"
 
     @property
     def nbytes(self) -> int:
@@ -236,14 +262,20 @@ class Trace:
             return None
         return [values[i] for i in self._first]
 
-    def replay(self, inputs: list[Value]) -> Any:
-        """Results for these inputs, as the recorded function returned them; state cells change as it changed them."""
+    def replay(self, inputs: list[Value], states: list[Value] | None = None) -> Any:
+        """Results for these inputs, as the recorded function returned them; state cells change as it changed them.
+
+        states : take these for what the state cells hold, and leave the cells alone
+        """
         program = self._program or self.program  # compiled, if it was not yet
         if self.known is not None and not open_tapes():
             found = self.known.replay_values(inputs)
             if found is not None:
                 return found[0]
-        if self.changed:
+        if states is not None:
+            inputs = inputs + states
+            values = self._run(program, inputs)
+        elif self.changed:
             with LOCK:
                 inputs = inputs + [cell.value for cell in CELLS]
                 values = self._run(program, inputs)
@@ -299,6 +331,13 @@ class Trace:
     @property
     def _distinct_arguments(self) -> int:
         return len(set(self._pattern[: self._arguments]))
+
+
+def in_words(error: Exception) -> str:
+    """An error inside of minidl, as it should be reported: its kind, where it was raised, its text."""
+    places = traceback.extract_tb(error.__traceback__)
+    where = f" at {os.path.basename(places[-1].filename)}:{places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{where}" + (f": {error}" if str(error) else "")
 
 
 class _Plain:

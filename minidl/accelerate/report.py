@@ -174,7 +174,12 @@ def is_made_anew(leaf: Any) -> bool:
 
 # tables ---------------------------------------------------------------------------------------------------------
 class TraceRow(NamedTuple):
-    """One trace: times in milliseconds, replay on average."""
+    """One trace: times in milliseconds, replay on average.
+
+    state is "not yet" (it is compiled at its first replay), "compiled", "exact" (call by call, as asked for) or
+    "failed: ..." (call by call, because it could not be compiled). audits counts the audits that it passed,
+    audited_call is the number of the latest one's call (0: none), audit_ms what all took; audited says it in words.
+    """
 
     trace: int
     hits: int
@@ -183,10 +188,18 @@ class TraceRow(NamedTuple):
     replay_ms: float
     nbytes: int
     signature: dict[str, str]
+    state: str
+    audits: int
+    audited_call: int
+    audit_ms: float
+    audited: str
 
 
 class MissRow(NamedTuple):
-    """One call that was recorded: its number, the line it came from, the nearest trace (None: there was none), why."""
+    """One call that was recorded: its number, the line it came from, the nearest trace (None: there was none), why.
+
+    note : why it was not kept; or, of a call that was not recorded, why the replays of its trace have ended at it
+    """
 
     call: int
     where: str
@@ -208,10 +221,14 @@ class Explanation(NamedTuple):
         rate = 100.0 * self.hits / self.calls if self.calls else 0.0
         lines = [f"{self.name}: {self.calls} calls, {self.hits} hits ({rate:.4g} %), {len(self.traces)} traces", ""]
         rows = [
-            [str(t.trace), str(t.hits), *(f"{ms:.3g}" for ms in t[2:5]), f"{t.nbytes:,}", _short(t.signature)]
+            [
+                str(t.trace), str(t.hits), *(f"{ms:.3g}" for ms in t[2:5]), f"{t.nbytes:,}", t.state, t.audited,
+                _short(t.signature),
+            ]
             for t in self.traces
-        ]
-        lines += table(["trace", "hits", "record ms", "compile ms", "replay ms", "bytes", "signature"], rows)
+        ]  # fmt: skip
+        head = ["trace", "hits", "record ms", "compile ms", "replay ms", "bytes", "program", "audited", "signature"]
+        lines += table(head, rows)
         rows = [
             [str(x.call), "-" if x.nearest is None else str(x.nearest), _why(x), x.where] for x in self.misses
         ]

@@ -81,6 +81,19 @@ class Tape:
                 known[id(value)] = value
 
 
+class Mark:
+    """What some tapes hold at a moment. `restore` takes them back to it."""
+
+    def __init__(self, tapes: Iterable[Tape]) -> None:
+        self._held = [(tape, list(tape.calls), len(tape.known), set(tape.released)) for tape in tapes]
+
+    def restore(self) -> None:
+        for tape, calls, known, released in self._held:
+            tape.calls[:], tape.released = calls, released
+            while len(tape.known) > known:  # the latest came last
+                tape.known.popitem()
+
+
 class _Open(threading.local):
     def __init__(self) -> None:
         self.tapes: list[Tape] = []

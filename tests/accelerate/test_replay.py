@@ -31,6 +31,7 @@ from engine.programs import Program, assert_close, assert_same, gradients_of, pr
 
 import minidl as m
 from minidl import AccelerationWarning, DLArray, OptionError, TraceError, TraceWarning, dlaccelerate, dlarray, struct
+from minidl.accelerate.audits import Rerun
 from minidl.backends import BACKENDS, use_backend
 from minidl.core.tape import open_tapes
 
@@ -38,15 +39,25 @@ X = np.float32([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
 MODES = ("fast", "exact")
 
 
+def is_audited():
+    """Whether an audit runs the caller's Python."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not Rerun.__init__.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 class Counted:
-    """A function that counts how often its Python runs: in an object of a library, which is not followed."""
+    """A function that counts how often its Python runs but for audits: in an object of a library, which is not
+    followed."""
 
     def __init__(self, function):
         self.function, self.counter = function, threading.Semaphore(0)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args, **kwargs):
-        self.counter.release()
+        if not is_audited():
+            self.counter.release()
         return self.function(*args, **kwargs)
 
     @property
