@@ -32,6 +32,7 @@ MOST_COPIES = 64  # launches of copies that are kept
 MOST_PLACES = 5  # an input that was at more places, with less than so many hits in between, is copied
 MOST_BOUND = 4  # executables of a frame for inputs that move and are large; then one of them is changed
 REDIRECT_BYTES = 1 << 22  # an input that takes longer to copy than to change what reads it
+WIDEST_BYTES = 16  # that a kernel reads at once; how it reads was chosen for addresses, up to multiples of this
 STEADY = 32
 PATIENCE = 16  # so many more misses than hits, and inputs are copied instead of being read where they lie
 PIECE_BYTES = 256  # results of a frame begin at multiples of this
@@ -132,12 +133,15 @@ class Executable:
 
     slots : (number of an input, its place in the arena, for a single number what puts it there) for the inputs that
             are copied there before each run
+    addresses : of the inputs that it was bound to
     """
 
     def __init__(
-        self, steps: list[Run], slots: list[tuple[int, Any, Any]], capture: Callable[[list[Run]], Any] | None
-    ) -> None:
+        self, steps: list[Run], slots: list[tuple[int, Any, Any]], addresses: tuple[int, ...],
+        capture: Callable[[list[Run]], Any] | None,
+    ) -> None:  # fmt: skip
         self.steps, self.slots, self._capture = steps, slots, capture
+        self._addresses = addresses
         self.copied = frozenset([k for k, *_ in slots])
         self.graph: Any = None
         self._arguments: Any = None  # how its kernels can be changed
@@ -165,6 +169,10 @@ class Executable:
             self._arguments = arguments_of(self.graph)
         return self._arguments is not None and bool(self._arguments.is_possible)
 
+    def reads_as_well(self, j: int, address: int) -> bool:
+        """Whether input j could lie there: at a multiple of all that the kernels were chosen for."""
+        return _alignment(address) >= _alignment(self._addresses[j])
+
     def redirect(self, ranges: Sequence[tuple[int, int, int]]) -> bool:
         """Read inputs elsewhere from now on, (old address, bytes, new address) for each; False if that failed, and this
         is of no use any more."""
@@ -177,7 +185,7 @@ class DeviceProgram(Program):
     Inputs are read where they lie, so each combination of a frame and of inputs' addresses has an executable of its
     own; in a training loop that feeds results back there are two or three. Where addresses keep changing, inputs are
     copied into the arena, by one launch for all of them; if they are large and the driver can be asked, the kernels
-    that read them are changed instead.
+    that read them are changed instead, for addresses that are multiples of as much as those that they were chosen for.
     """
 
     def __init__(self, graph: Graph, plan: Plan, backend: Any, is_at_host: Sequence[bool]) -> None:
@@ -308,9 +316,15 @@ class DeviceProgram(Program):
         layout = self.plan.schedule.layout
         self.targets = sorted([*self._small, *self._large], key=lambda pair: pair[0])
         self._seen: list[set[int]] = [set() for _ in self.targets]  # where each of them was
+        fixed = {
+            buffer for task in self.plan.schedule.tasks
+            if isinstance(task.work, Node) and not self._backend.is_movable(task.work.op) for buffer in task.reads
+        }  # fmt: skip
         self._is_redirected = [
-            target.nbytes >= REDIRECT_BYTES and self._backend.can_redirect() for _, target in self.targets
-        ]  # whether kernels are changed for it, rather than the input copied
+            target.nbytes >= REDIRECT_BYTES and self._backend.can_redirect()
+            and layout.access[layout.graph.inputs[k]].buffer not in fixed
+            for k, target in self.targets
+        ]  # fmt: skip  # whether kernels are changed for it, rather than the input copied
         # of each input: id -> (the array, weakly; its address, which is 0 if it does not lie as this input is to)
         self._known: list[dict[int, tuple[Any, int]]] = [{} for _ in self.targets]
         self._expected = []
@@ -421,6 +435,8 @@ class DeviceProgram(Program):
             if any(self._overlaps(key[1], j) for j in differing):
                 continue  # an address would not say which of them is meant
             executable = self._executables[key]
+            if not all(executable.reads_as_well(j, addresses[j]) for j in differing):
+                continue
             if not executable.can_redirect(self._backend.Arguments):
                 self._is_redirected = [False] * len(self.targets)  # they are copied like others
                 return None
@@ -453,7 +469,8 @@ class DeviceProgram(Program):
         steps = self._backend.with_room(lambda: [self._bound(k, flat) for k in range(count)], "dlaccelerate", ())
         is_captured = self._is_capturable and self._backend.is_graph_wanted()
         captured = weakref.WeakMethod(self._captured)  # an executable does not hold its program: both are freed at once
-        return Executable(steps, slots, (lambda steps: captured()(steps)) if is_captured else None)  # type: ignore[misc]
+        capture = (lambda steps: captured()(steps)) if is_captured else None  # type: ignore[misc]
+        return Executable(steps, slots, addresses, capture)
 
     def _captured(self, steps: list[Run]) -> Any:
         """The launches of all steps as a graph; None, and once a warning, if they cannot be captured."""
@@ -499,6 +516,11 @@ def _name(work: Any) -> str:
     if isinstance(work, Node):
         return work.op.name
     return "loop" if isinstance(work, Loop) else f"{len(work.loops)} loops"
+
+
+def _alignment(address: int) -> int:
+    """The largest power of 2, up to WIDEST_BYTES, that an address is a multiple of."""
+    return (address | WIDEST_BYTES) & -(address | WIDEST_BYTES)
 
 
 def _address(x: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> int:

@@ -21,6 +21,7 @@ from minidl import (
     shuffle,
     subset,
 )
+from minidl.backends import cuda
 from minidl.data import resident as rooms
 
 R = np.random.default_rng(0)
@@ -189,3 +190,26 @@ def test_copies_on_the_gpu_are_shared_and_go_with_their_store(device):
     del ds, mbq, other
     gc.collect()
     assert not rooms._copies
+
+
+def test_F2_rows_of_bools_at_odd_addresses_are_read_by_single_bytes(device):
+    """A part of an array of bools may begin anywhere; words of four bytes may not."""
+    if device.name != "shim":
+        pytest.skip("looks at the table of the launch")
+    flags = np.arange(1, 1 + 4 * 12) % 3 == 0
+    odd = device.array(np.arange(1 + 4 * 12) % 3 == 0)[1:].reshape(12, 4)
+    assert int(odd.data) % 4
+    tables = []
+
+    def noted(rows):
+        tables.append(rows)
+        return table_of(rows)
+
+    table_of, cuda.rows.new_table = cuda.rows.new_table, noted
+    try:
+        order, target = device.array(np.array([3, 0, 11])), device.empty((3, 4), np.dtype(bool))
+        cuda.bind_rows([odd], [target], [order], 3)(0)
+    finally:
+        cuda.rows.new_table = table_of
+    assert np.array_equal(target.get(), flags.reshape(12, 4)[[3, 0, 11]])
+    assert [row[-2:] for rows in tables for row in rows] == [[4, 1]]

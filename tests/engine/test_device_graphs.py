@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
+import traceback
 
 import cusim
 import hypothesis.strategies as st
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 import minidl as m
 from engine.programs import LAYOUTS, assert_same, programs, recorded, values
 from minidl import TraceWarning, dlaccelerate, dlarray, gpuArray
+from minidl.backends import cuda
 from minidl.core.device import host
 from minidl.core.op import KERNEL, OPS, op
 from minidl.core.random import GENERATOR
@@ -210,6 +213,87 @@ def test_graphs_are_changed_for_large_inputs_at_ever_new_addresses(device, monke
     assert program.redirect_count > 20 and len(Stream.graphs) == devices.MOST_BOUND == len(program._executables)
     assert len(fake.changes) == 2 * program.redirect_count and set(fake.changes) == {"contract"}  # x @ w, x.T @ y
     assert program.failures == 0 and f"{program.redirect_count} changed for inputs elsewhere" in str(program)
+
+
+def in_a_child(action):
+    """What a wrong read would end is a process of its own."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            action()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+LESS_ALIGNED = {
+    "a product": lambda x, w: x @ w,
+    "a loop into a product": lambda x, w: m.exp(x / 1e4) @ w,
+    "a sum": lambda x, w: m.sum(x, 1) + m.sum(w, "all"),
+    "rows by number": lambda x, w: x[[3, 0, 5]] @ w,
+    "a softmax": lambda x, w: m.softmax(x / 1e3, DataFormat="CB") @ w,
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a wrong read ends the process")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", LESS_ALIGNED)
+def test_F2_graphs_are_not_changed_to_read_at_less_aligned_addresses(device, monkeypatch, name):
+    """Windows of one long array: ten at multiples of 16 bytes, for which vectors were chosen, then one in between."""
+    fake, function = driver(), LESS_ALIGNED[name]
+    launch.use(cusim, fake)
+    big, w = np.arange(8192, dtype=np.float32), there(np.ones((8, 8), np.float32))
+    monkeypatch.setattr(devices, "REDIRECT_BYTES", 64 * 8 * 4)
+    signal = cusim.asarray(big)
+    program = compiled(function, there(big[:512].reshape(64, 8)), w)
+
+    def work():
+        for k in [*range(0, 5120, 512), 4609, 512, 4610, 4609, 4608]:
+            x = signal[k : k + 512].reshape(64, 8)
+            for _ in range(2):
+                found = host(run(program, x, w)[0])
+                expected = function(dlarray(big[k : k + 512].reshape(64, 8)), dlarray(np.ones((8, 8), np.float32)))
+                np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+        assert program.redirect_count > 3, "none was changed"
+
+    assert int(signal.data) % 16 == 0
+    assert in_a_child(work) == 0
+
+
+def test_F2_alignments():
+    assert [devices._alignment(x) for x in (0, 1, 2, 4, 12, 8, 24, 16, 48, 512)] == [16, 1, 2, 4, 4, 8, 8, 16, 16, 16]
+
+
+def test_F2_graphs_with_a_users_kernel_are_not_changed(device, monkeypatch):
+    """It may have chosen what to launch by the address."""
+    seen = []
+
+    @op(KERNEL, types="f->f")
+    def looking_double(x):
+        """2 x, by a kernel that looks at the address."""
+        return x * 2
+
+    def kernel(y, x):
+        seen.append(int(x.data.ptr))
+        cuda.loops.copy(y, x)
+
+    looking_double.infer(lambda x: x)
+    looking_double.kernels["gpu"] = kernel
+    try:
+        launch.use(cusim, driver())
+        monkeypatch.setattr(devices, "REDIRECT_BYTES", X.nbytes)
+        program, kept = compiled(lambda x: looking_double(x) + 1, there(X)), []
+        for k in range(12):
+            kept.append(there(X + k))
+            for _ in range(2):
+                assert np.array_equal(host(run(program, kept[-1])[0]), X + k + 1)
+        assert program.redirect_count == 0 and seen
+    finally:
+        del OPS["looking_double"]
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 7])

@@ -256,6 +256,11 @@ def is_capturable(op: Any) -> bool:
     return op.name not in LIBRARY
 
 
+def is_movable(op: Any) -> bool:
+    """Whether launches of `op` may be changed to read elsewhere: a user's kernel may have looked at the address."""
+    return "gpu" not in op.kernels
+
+
 def copies(arrays: list[Any]) -> list[Any]:
     """A copy of each array, by one launch."""
     return with_room(lambda: many.copies(arrays), "dlaccelerate", tuple(arrays))

@@ -39,8 +39,9 @@ def bind_rows(
     rows = []
     for source, target, order in zip(sources, targets, orders):
         nbytes = target.nbytes // max(count, 1)
-        word = 4 if nbytes % 4 == 0 else 1
-        rows.append([int(source.data.ptr), int(target.data.ptr), int(order.data.ptr), nbytes // word, word])
+        of, to = int(source.data.ptr), int(target.data.ptr)
+        word = 4 if (nbytes | of | to) % 4 == 0 else 1
+        rows.append([of, to, int(order.data.ptr), nbytes // word, word])
     table = new_table(rows)
     kernel, address = launch.compiled(launch.text_of("portable.h") + _TEXT, "pick_rows"), int(table.data.ptr)
     grid, block = (count, len(rows)), (THREADS,)
