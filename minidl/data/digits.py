@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import os
 import pathlib
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from minidl.core.errors import DataError, choice
 from minidl.core.options import options
+from minidl.data import hdf5, matfile
 from minidl.data.strokes import PER_CLASS, SIDE, Dice, draw
 
 Array: TypeAlias = NDArray[Any]
@@ -22,6 +24,7 @@ Digits: TypeAlias = tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.floa
 
 CLASSES = np.array(list("0123456789"))
 _KEYS = {"Train": 1, "Test": 2}  # of the random streams
+_LARGEST_SIDE, _LONGEST_LABEL = 4096, 100
 _IDX_STEMS = {"Train": "train", "Test": "t10k"}
 
 
@@ -45,7 +48,8 @@ def digitTrain4DArrayData(
     Path   : read a data set of your own instead: MATLAB's DigitsDataTrain.mat (or the folder with it), or a folder
              with MNIST's IDX files (train-images-idx3-ubyte, train-labels-idx1-ubyte, also .gz), of which up to 500
              images of each class are taken and rotated by known random whole degrees, since MNIST knows no angles.
-    Raises DataError if a file is missing, damaged or of the wrong size; OptionError for an unknown Source.
+    Raises DataError if a file is missing, damaged, of the wrong size or larger than 512 MiB unpacked, whoever has made
+    it; OptionError for an unknown Source.
     Source: MathWorks, example page "Train Convolutional Neural Network for Regression" (the data set there).
 
     >>> X, labels, angles = digitTrain4DArrayData()
@@ -76,11 +80,27 @@ def digitTest4DArrayData(
 def _digits(who: str, part: str, path: Any, source: str) -> Digits:
     source = choice(who, "Source", source, ["generated", "handwritten"])
     if path is not None:
-        return _from_path(who, part, pathlib.Path(path))
+        try:
+            folder = pathlib.Path(os.fsdecode(path))
+        except TypeError:
+            raise DataError(f"{who}: Path is the name of a folder or file; got {type(path).__name__}.") from None
+        try:
+            return _from_path(who, part, folder)
+        except DataError as error:
+            error.args = (_printable(str(error)),)
+            raise
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise DataError(_printable(f"{who}: {folder} cannot be read ({reason}).")) from error
     if source == "handwritten":
         return _from_scikit_learn(who, part)
     level, label, angle = draw(_KEYS[part])
     return _as_digits((np.arange(256, dtype=np.float32) / np.float32(255))[level], label, angle)
+
+
+def _printable(text: str) -> str:
+    """The text where bytes of a file's name are no text."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_digits(grey: NDArray[np.float32], label: NDArray[np.str_], angle: Array) -> Digits:
@@ -108,11 +128,11 @@ def _from_mat(who: str, part: str, file: pathlib.Path) -> Digits:
     names = [f"{field}{part}" for field in ("X", "labels", "angles")]
     with file.open("rb") as f:
         is_hdf5 = f.read(10) == b"MATLAB 7.3"
+    if is_hdf5 and importlib.util.find_spec("h5py") is None:
+        raise _missing_package(who, "MAT-files of version 7.3", "h5py")
     try:
-        found = _load_hdf5(who, file, names) if is_hdf5 else _load_mat(who, file, names)
-    except DataError:
-        raise
-    except Exception as error:  # whatever a reader says of a damaged file
+        found = (hdf5 if is_hdf5 else matfile).read_variables(file, names)
+    except ValueError as error:  # Damaged, or NumPy's of sizes that no array has
         raise DataError(f"{who}: {file} cannot be read as a MAT-file ({error}). Save it again in MATLAB.") from error
     missing = [name for name in names if name not in found]
     if missing:
@@ -120,77 +140,53 @@ def _from_mat(who: str, part: str, file: pathlib.Path) -> Digits:
             f"{who}: {file} has no variable {', '.join(missing)}. Expected {', '.join(names)}; "
             f'in MATLAB: save("{file.name}", "{names[0]}", "{names[1]}", "{names[2]}").'
         )
-    X, labels, angles = found[names[0]], found[names[1]], np.asarray(found[names[2]])
+    for name, kinds in ((names[0], "fuib"), (names[2], "fui")):
+        if not isinstance(found[name], np.ndarray) or found[name].dtype.kind not in kinds:
+            raise DataError(f"{who}: {name} in {file} is expected to be real numbers; it is text, cells or an object.")
+    X, labels, angles = (found[name] for name in names)
     if X.ndim not in (3, 4) or X.shape[:2] != (SIDE, SIDE) or (X.ndim == 4 and X.shape[2] != 1) or not X.size:
         raise DataError(
             f"{who}: {names[0]} in {file} is expected to be 28x28x1xN; it is {'x'.join(map(str, X.shape))}."
         )
-    if X.dtype.kind not in "fuib" or angles.dtype.kind not in "fui":
-        raise DataError(
-            f"{who}: images and angles in {file} are expected to be numbers; got {X.dtype}, {angles.dtype}."
-        )
     X = X.reshape(SIDE, SIDE, X.shape[-1])
-    label = _labels(who, file, names[1], labels)
-    for name, count in ((names[1], label.size), (names[2], angles.size)):
+    for name, numbers in ((names[1], labels), (names[2], angles)):
+        count = X.shape[-1] if numbers is None else len(numbers) if isinstance(numbers, list) else numbers.size
         if count != X.shape[-1]:
             raise DataError(f"{who}: {file} has {X.shape[-1]} images, but {name} has {count} entries. One for each.")
-    grey = np.ascontiguousarray(X.transpose(2, 0, 1), dtype=np.float32)
+    label = _labels(who, file, names[1], labels)
+    with np.errstate(over="ignore"):
+        grey = np.ascontiguousarray(X.transpose(2, 0, 1), dtype=np.float32)
+        digits = _as_digits(grey, label, angles)
+    for name, numbers in ((names[0], grey), (names[2], digits[2])):
+        if not np.isfinite(numbers).all():
+            raise DataError(f"{who}: {name} in {file} has numbers that are NaN, infinite or too large for single.")
     if X.dtype == np.uint8:
         grey /= np.float32(255)
-    return _as_digits(grey, label, angles)
+    return digits
 
 
-def _load_mat(who: str, file: pathlib.Path, names: list[str]) -> dict[str, Array]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise _missing_package(who, "MAT-files", "scipy") from error
-    loaded = loadmat(file)
-    found = {name: value for name, value in loaded.items() if name in names}
-    if names[1] not in found and any(type(value).__name__ == "MatlabOpaque" for value in loaded.values()):
-        found[names[1]] = np.array(None, dtype=object)  # an object, which loses its name on the way
-    return found
-
-
-def _load_hdf5(who: str, file: pathlib.Path, names: list[str]) -> dict[str, Array]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise _missing_package(who, "MAT-files of version 7.3", "h5py") from error
-    found: dict[str, Array] = {}
-    with h5py.File(file, "r") as f:
-        for name in names:
-            if name not in f:
-                continue
-            node = f[name]
-            kind = node.attrs.get("MATLAB_class", b"")
-            kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-            if kind == "cell":
-                texts = ["".join(map(chr, np.asarray(f[ref]).ravel())) for ref in np.asarray(node).ravel()]
-                found[name] = np.array(texts)
-            elif kind == "char":
-                found[name] = np.array(["".join(map(chr, row)) for row in np.asarray(node).T])
-            elif "MATLAB_object_decode" in node.attrs or not isinstance(node, h5py.Dataset):
-                found[name] = np.array(None, dtype=object)  # an object: told apart from text and numbers later
-            else:
-                found[name] = np.asarray(node).T
-    return found
-
-
-def _labels(who: str, file: pathlib.Path, name: str, labels: Array) -> NDArray[np.str_]:
-    """Labels as text, from numbers, char rows or a cell array of text."""
-    flat = np.asarray(labels).ravel()
-    if flat.dtype.names is None and flat.dtype.kind in "fui" and np.array_equal(flat, np.rint(flat)):
-        return np.array([str(int(x)) for x in flat])
-    if flat.dtype.kind == "U":
-        return np.char.strip(flat).astype(np.str_)
-    if flat.dtype.kind == "O" and all(isinstance(x, np.ndarray) and x.dtype.kind == "U" and x.size == 1 for x in flat):
-        return np.array([str(x.item()).strip() for x in flat])
-    raise DataError(
-        f"{who}: {name} in {file} is a MATLAB object (categorical or string), which only MATLAB can read. "
-        f'Save the labels as text there: S = load("{file.name}"); S.{name} = cellstr(S.{name}); '
-        f'save("{file.name}", "-struct", "S").'
-    )
+def _labels(who: str, file: pathlib.Path, name: str, labels: Any) -> NDArray[np.str_]:
+    """Labels as text, from whole numbers or text."""
+    if labels is None:
+        raise DataError(
+            f"{who}: {name} in {file} is a MATLAB object (categorical or string), which only MATLAB can read. "
+            f'Save the labels as text there: S = load("{file.name}"); S.{name} = cellstr(S.{name}); '
+            f'save("{file.name}", "-struct", "S").'
+        )
+    if isinstance(labels, np.ndarray):
+        wrong = [x for x in labels.ravel().tolist() if not abs(x) < 2**53 or x != int(x)][:1]
+        if wrong:
+            raise DataError(
+                f"{who}: labels in {file} are whole numbers or text; {name} has {wrong[0]!r}. In MATLAB, cellstr makes "
+                "text of them."
+            )
+        labels = [str(int(x)) for x in labels.ravel().tolist()]
+    longest = max(map(len, labels), default=0)
+    if longest > _LONGEST_LABEL:
+        raise DataError(
+            f"{who}: labels in {file} have at most {_LONGEST_LABEL} characters; {name} has one of {longest}."
+        )
+    return np.array([text.strip() for text in labels], np.str_)
 
 
 def _idx_file(folder: pathlib.Path, part: str, what: str, rank: int) -> pathlib.Path | None:
@@ -201,18 +197,31 @@ def _idx_file(folder: pathlib.Path, part: str, what: str, rank: int) -> pathlib.
 
 def _read_idx(who: str, file: pathlib.Path, rank: int) -> NDArray[np.uint8]:
     """Source: LeCun, Cortes and Burges, The MNIST database, "File formats"."""
+    header = 4 * (1 + rank)
     try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        magic, *shape = struct.unpack_from(f">{1 + rank}I", data)
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as f:
+            magic, *shape = struct.unpack(f">{1 + rank}I", f.read(header))
+            count = math.prod(shape)
+            data = _up_to(f, min(count, matfile.LIMIT_BYTES) + 1)  # one more, which must not be there
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"{who}: {file} cannot be read as an IDX file ({error}). Fetch it again.") from error
-    expected = 4 * (1 + rank) + math.prod(shape)
-    if magic != 0x800 + rank or len(data) != expected:
+    if magic != 0x800 + rank or len(data) != count:
+        size = f"{header + len(data)} bytes" + (" or more" if len(data) > count else "")
         raise DataError(
             f"{who}: {file} is not a whole IDX file of {rank} dimensions: its first word is {magic} (expected "
-            f"{0x800 + rank}), its length {len(data)} bytes (expected {expected}). Fetch it again."
+            f"{0x800 + rank}), its length {size} (expected {header + count}, at most {matfile.LIMIT_BYTES}). "
+            "Fetch it again."
         )
-    return np.frombuffer(data, np.uint8, offset=4 * (1 + rank)).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _up_to(f: Any, most: int) -> bytes:
+    """What is in a file, but at most so many bytes; a file of few bytes takes little memory, whatever it announces."""
+    pieces = []
+    while most and (piece := f.read(min(most, 1 << 20))):
+        pieces.append(piece)
+        most -= len(piece)
+    return b"".join(pieces)
 
 
 def _from_idx(who: str, part: str, image_file: pathlib.Path, label_file: pathlib.Path) -> Digits:
@@ -222,10 +231,15 @@ def _from_idx(who: str, part: str, image_file: pathlib.Path, label_file: pathlib
             f"{who}: {image_file} has {len(images)} images, {label_file} {len(labels)} labels up to "
             f"{labels.max(initial=0)}; expected equally many, and digits 0 to 9. Do the two files belong together?"
         )
+    if not 1 <= min(images.shape[1:]) <= max(images.shape[1:]) <= _LARGEST_SIDE:
+        raise DataError(
+            f"{who}: images of 1x1 to {_LARGEST_SIDE}x{_LARGEST_SIDE} pixels are expected in {image_file}; "
+            f"they are {images.shape[1]}x{images.shape[2]}."
+        )
     first = np.sort(np.concatenate([np.flatnonzero(labels == c)[:PER_CLASS] for c in range(10)]))
     angle = Dice(_KEYS[part]).angles(len(first))
-    grey = images[first].astype(np.float32) / np.float32(255)
-    return _as_digits(_rotated(grey, angle, SIDE / max(images.shape[1:])), CLASSES[labels[first]], angle)
+    grey = _rotated(images[first], 255, angle, SIDE / max(images.shape[1:]))
+    return _as_digits(grey, CLASSES[labels[first]], angle)
 
 
 # scikit-learn ---------------------------------------------------------------------------------------------------
@@ -235,7 +249,7 @@ def _from_scikit_learn(who: str, part: str) -> Digits:
     except ImportError as error:
         raise _missing_package(who, 'Source="handwritten"', "scikit-learn") from error
     originals, target = load_digits(return_X_y=True)
-    small = originals.reshape(-1, 8, 8).astype(np.float32) / np.float32(16)
+    small = originals.reshape(-1, 8, 8)
     split, dice = Dice(0), Dice(_KEYS[part])  # one split for both sets, so that they share no original
     chosen = []
     for c in range(10):
@@ -245,19 +259,17 @@ def _from_scikit_learn(who: str, part: str) -> Digits:
         chosen.append(np.resize(half, PER_CLASS))
     index = np.concatenate(chosen)[dice.order(10 * PER_CLASS)]
     angle = dice.angles(len(index))
-    return _as_digits(_rotated(small[index], angle, 2.5), CLASSES[target[index]], angle)
+    return _as_digits(_rotated(small[index], 16, angle, 2.5), CLASSES[target[index]], angle)
 
 
 def _missing_package(who: str, what: str, package: str) -> DataError:
     return DataError(f'{who}: {what} need {package}, which is not installed. Run: pip install "minidl[examples]".')
 
 
-def _rotated(images: NDArray[np.float32], angle: NDArray[np.int64], scale: float) -> NDArray[np.float32]:
-    """Images (n, h, w) enlarged by `scale` and turned clockwise by whole degrees, as (n, 28, 28); bilinear."""
+def _rotated(images: Array, white: int, angle: NDArray[np.int64], scale: float) -> NDArray[np.float32]:
+    """Images (n, h, w) of numbers up to `white`, enlarged by `scale` and turned clockwise by whole degrees, as
+    (n, 28, 28) of numbers up to 1; bilinear."""
     n, h, w = images.shape
-    padded = np.zeros((n, h + 2, w + 2), np.float32)
-    padded[:, 1:-1, 1:-1] = images
-    flat = padded.reshape(n, -1)
     result = np.empty((n, SIDE, SIDE), np.float32)
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     for a in np.unique(angle):
@@ -268,7 +280,9 @@ def _rotated(images: NDArray[np.float32], angle: NDArray[np.int64], scale: float
         left, top = np.minimum(column.astype(int), w), np.minimum(row.astype(int), h)
         right, low = (column - left).astype(np.float32), (row - top).astype(np.float32)
         corner = top * (w + 2) + left
-        mine = flat[at]
+        padded = np.zeros((len(at), h + 2, w + 2), np.float32)
+        padded[:, 1:-1, 1:-1] = images[at].astype(np.float32) / np.float32(white)
+        mine = padded.reshape(len(at), -1)
         upper = mine[:, corner] * (1 - right) + mine[:, corner + 1] * right
         lower = mine[:, corner + w + 2] * (1 - right) + mine[:, corner + w + 3] * right
         result[at] = upper * (1 - low) + lower * low
