@@ -497,10 +497,10 @@ def gathered(who: str, X: Any, *, is_labelled: bool = True) -> DLArray | None:
     """
     if type(X) in _NUMBERS:
         return None
-    if isinstance(X, np.ndarray):
-        if X.dtype.kind != "O":
-            return None
-        X = X.tolist()
+    if isinstance(X, np.ndarray) and X.dtype.kind != "O":
+        return None
+    if getattr(getattr(X, "dtype", None), "kind", "") == "O":  # NumPy's or pandas' arrays of objects
+        X = np.asarray(X).tolist()
         if isinstance(X, DLArray):  # an array of no dimensions
             return DLArray(X._value, X._labels if is_labelled else "")
     if not _is_list(X) or not _has_dlarrays(who, X):
