@@ -218,10 +218,12 @@ def _for_blas(x: Array) -> Array:
     return np.ascontiguousarray(x)
 
 
-def _solve(y: Array, a: Array, b: Array) -> None:
+def _solve(y: Array, a: Array, b: Array, *, is_strict: bool = False) -> None:
     try:
         y[...] = np.linalg.solve(a, b)
     except np.linalg.LinAlgError:
+        if is_strict:
+            raise np.linalg.LinAlgError("solve: the matrix is singular. Use mldivide, which gives Inf.") from None
         warnings.warn("mldivide: the matrix is singular to working precision; the result is Inf.", stacklevel=2)
         y[...] = np.inf
 

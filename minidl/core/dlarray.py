@@ -113,6 +113,10 @@ class DLArray:
         """The plain data as a NumPy array of its own (from any device)."""
         return np.array(numbers(self))
 
+    def to_numpy(self) -> np.ndarray:
+        """The plain data as a NumPy array of its own: what matplotlib and pandas ask for. See `__array__`."""
+        return np.array(self.__array__())
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         _keep_traced(self, "is converted to a NumPy array")
         data = numbers(self)
@@ -155,8 +159,9 @@ class DLArray:
         return format(self.item(), spec) if spec else str(self)
 
     def __iter__(self) -> Iterator[DLArray]:
-        for i in range(len(self)):
-            yield self[i]
+        if not self.shape:  # at once: np.iterable asks by beginning
+            raise DTypeError("iteration: a scalar dlarray has no elements to go through. Use X.item() for its number.")
+        return iter([self[i] for i in range(len(self))])
 
     def tolist(self) -> Any:
         """The data as nested Python lists."""
@@ -227,16 +232,22 @@ class DLArray:
         return _call("rdivide", other, self)
 
     def __floordiv__(self, other: Other) -> DLArray:
-        return _call("floor", _call("rdivide", self, other))
+        return _call("floor_divide", self, other)
 
     def __rfloordiv__(self, other: Other) -> DLArray:
-        return _call("floor", _call("rdivide", other, self))
+        return _call("floor_divide", other, self)
 
     def __mod__(self, other: Other) -> DLArray:
-        return _call("mod", self, other)
+        return _call("remainder", self, other)
 
     def __rmod__(self, other: Other) -> DLArray:
-        return _call("mod", other, self)
+        return _call("remainder", other, self)
+
+    def __divmod__(self, other: Other) -> tuple[DLArray, DLArray]:
+        return _call("floor_divide", self, other), _call("remainder", self, other)
+
+    def __rdivmod__(self, other: Other) -> tuple[DLArray, DLArray]:
+        return _call("floor_divide", other, self), _call("remainder", other, self)
 
     def __pow__(self, other: Other) -> DLArray:
         return _call("power", self, other)

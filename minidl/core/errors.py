@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+from numpy.linalg import LinAlgError
+
 from minidl.backends import NoRoom
 
 
@@ -22,6 +24,10 @@ class ShapeError(MinidlError, ValueError):
 
 class SubscriptError(ShapeError, IndexError):
     """A subscript is out of range, of the wrong kind, or there are too many of them."""
+
+
+class SingularError(MinidlError, LinAlgError):
+    """A matrix has no inverse where NumPy asks for one."""
 
 
 class DeviceError(MinidlError, RuntimeError):

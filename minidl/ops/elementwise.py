@@ -524,16 +524,51 @@ def rem(x, y):
 rem.vjps(lambda g, r, x, y: g, lambda g, r, x, y: -(g * fix(x / y)))
 
 
+def _shifted_pair(r):
+    return [case(r.uniform(-2.9, -2.1, (2, 3)), r.uniform(0.95, 1.05, (2, 3)))]
+
+
+def _along_divisor(r, y):
+    """A remainder with the sign of x as the one with the sign of y, 0 too."""
+    r = where(and_(ne(r, 0), xor(lt(r, 0), y < 0)), r + y, r)
+    zero = rdivide(0, y) if isinstance(y, DLArray) else math.copysign(0.0, y)
+    return where(eq(r, 0), zero, r)
+
+
 @public
-@op(MAP, samples=lambda r: [case(r.uniform(-2.9, -2.1, (2, 3)), r.uniform(0.95, 1.05, (2, 3)))])
+@op(MAP, samples=_shifted_pair)
 def mod(x, y):
     """Remainder x - floor(x ./ y) .* y, exact; it has the sign of y. mod(x, 0) is x."""
+    return where(y == 0, x, _along_divisor(rem(x, y), y))
+
+
+mod.vjps(lambda g, r, x, y: g, lambda g, r, x, y: -(g * where(eq(y, 0), 0, floor_divide(x, y))))
+
+
+@public
+@op(MAP, samples=_shifted_pair)
+def remainder(x, y):
+    """Remainder of floor division, as Python's and NumPy's % has it: `mod`, but NaN where y is 0."""
+    return where(y == 0, math.nan, _along_divisor(rem(x, y), y))
+
+
+remainder.vjps(lambda g, r, x, y: g, lambda g, r, x, y: -(g * floor_divide(x, y)))
+
+
+@public
+@op(MAP, samples=_shifted_pair, is_constant=True)
+def floor_divide(x, y):
+    """The whole number q with x = q y + remainder(x, y), as Python's and NumPy's // has it; x / y where y is 0.
+
+    Not floor(x / y): 1 / 0.1 rounds up to 10, but 1 // 0.1 is 9.
+    """
     r = rem(x, y)
-    r = where(and_(ne(r, 0), xor(lt(r, 0), y < 0)), r + y, r)
-    return where(y == 0, x, r)
-
-
-mod.vjps(lambda g, r, x, y: g, lambda g, r, x, y: -(g * where(eq(y, 0), 0, floor(x / y))))
+    q = (x - r) / y if isinstance(y, DLArray) or y != 0 else r
+    q = where(and_(ne(r, 0), xor(lt(r, 0), y < 0)), q - 1, q)
+    whole = floor(q)
+    whole = where(gt(q - whole, 0.5), whole + 1, whole)  # q is whole but for rounding
+    quotient = rdivide(x, y)
+    return where(y == 0, quotient, where(eq(q, 0), fix(quotient), whole))  # of a 0 the quotient knows the sign
 
 
 # comparisons and logic: no derivatives --------------------------------------------------------------------------

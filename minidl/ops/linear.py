@@ -63,14 +63,14 @@ def _system(r):
 
 
 @op(KERNEL, samples=lambda r: [case(_system(r), r.normal(size=(3, 2)))])
-def solve(a, b):
-    """The y with a y = b for a square matrix a; Inf with a warning if a is singular."""
+def solve(a, b, *, is_strict=False):
+    """The y with a y = b for a square matrix a; Inf with a warning if a is singular, or an error."""
 
 
-solve.infer(lambda a, b: Spec((a.shape[1], b.shape[1]), b.dtype, b.device))
+solve.infer(lambda a, b, is_strict=False: Spec((a.shape[1], b.shape[1]), b.dtype, b.device))
 solve.vjps(
-    lambda g, y, a, b: -matmul(solve(_swapped(a), g), _swapped(y)),
-    lambda g, y, a, b: solve(_swapped(a), g),
+    lambda g, y, a, b, is_strict=False: -matmul(solve(_swapped(a), g), _swapped(y)),
+    lambda g, y, a, b, is_strict=False: solve(_swapped(a), g),
 )
 
 

@@ -215,7 +215,7 @@ def _transfer(y: Any, x: Any, *, device: str) -> None:
         loops.copy(y, x)
 
 
-def _solve(y: Any, a: Any, b: Any) -> None:
+def _solve(y: Any, a: Any, b: Any, *, is_strict: bool = False) -> None:  # to look whether it is singular is to wait
     loops.copy(y, launch.cupy().linalg.solve(a, b))
 
 
