@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import namedtuple
+from collections import deque, namedtuple
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from minidl import (
     DTypeError,
     OptionError,
     TraceError,
+    dlaccelerate,
     dlarray,
     dlfeval,
     dlgradient,
@@ -436,3 +437,71 @@ def test_outside_of_dlfeval():
 def test_dlfeval_wants_a_function():
     with pytest.raises(DTypeError, match="function"):
         dlfeval(dlarray(X), dlarray(X))
+
+
+# T3: which variable is not traced, and why --------------------------------------------------------------------------
+OUTSIDE = dlarray(2.0)
+
+
+class Net:
+    """A plain class, into which trees do not look."""
+
+    def __init__(self):
+        self.W = dlarray(np.ones((2, 2)))
+
+
+def _by_own_argument(parameters, x):
+    return dlgradient(x * parameters.conv1.b, parameters)
+
+
+def _by_something_made_inside(x):
+    w = dlarray(3.0)
+    return dlgradient(x * w, w)
+
+
+def _by_an_element_of_a_list(x):
+    states = [x, m.zeros(1, 1, like=x)]
+    return dlgradient(x * x, states)
+
+
+def _by_attributes(net, x):
+    return dlgradient(m.sum(net.W * x, "all"), net.W)
+
+
+PARAMETERS = struct(conv1=struct(W=np.ones((2, 2)), b=dlarray(1.0)))
+REASONS = {
+    "plain array in a struct": ("parameters.conv1.W is of type ndarray, not a dlarray.*Wrap it with dlarray",
+                                _by_own_argument, (PARAMETERS, dlarray(1.0))),
+    "made inside": (r"w is not traced.*made inside", _by_something_made_inside, (dlarray(1.0),)),
+    "made inside, in a list": (r"states\[1\] is not traced.*made inside", _by_an_element_of_a_list,
+                               (dlarray([[1.0]]),)),
+    "attribute": ("net.W is not traced.*object of type Net.*dataclass", _by_attributes, (Net(), dlarray(1.0))),
+    "the object": ("net is of type Net, not a dlarray.*dataclass", lambda net, x: dlgradient(x * x, net),
+                   (Net(), dlarray(1.0))),
+    "global": ("OUTSIDE is not traced.*not among the arguments of dlfeval.*Pass it",
+               lambda x: dlgradient(x * OUTSIDE, OUTSIDE), (dlarray(1.0),)),
+    "the argument from outside": ("OUTSIDE is not traced.*the function's own argument",
+                                  lambda x: dlgradient(x * OUTSIDE, OUTSIDE), (OUTSIDE,)),
+    "extracted x": ("ndarray, not a dlarray.*leave extractdata out",
+                    lambda x: dlgradient(x * x, m.extractdata(x)), (dlarray(1.0),)),
+    "a deque": ("of type deque, not a dlarray.*struct, dict", lambda x: dlgradient(x * x, deque([x])), (dlarray(1.0),)),
+    "another dlfeval": ("x is not traced.*another dlfeval",
+                        lambda x: dlfeval(lambda z: dlgradient(z * x, x), dlarray(2.0)), (dlarray(1.0),)),
+    "y of nothing traced": ("depends on no dlarray among the arguments", lambda x: dlgradient(OUTSIDE * 2, x),
+                            (dlarray(1.0),)),
+    "y of a gradient": ("EnableHigherDerivatives=True", lambda x: dlgradient(dlgradient(x * x, x), x), (dlarray(1.0),)),
+    "y from before": ("was there before dlfeval", lambda x: dlgradient(OUTSIDE, x), (dlarray(1.0),)),
+    "y extracted": ("a float64, not a dlarray.*extractdata", lambda x: dlgradient(m.extractdata(x) * 2, x),
+                    (dlarray(1.0),)),
+    "no dlarray given": ("no dlarray among the arguments", lambda net: dlgradient(m.sum(net.W, "all"), net.W),
+                         (Net(),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_T3_what_is_not_traced_is_named_with_the_reason(name):
+    pattern, fun, args = REASONS[name]
+    for run in (fun, dlaccelerate(fun)):
+        with pytest.raises(TraceError, match=f"(?s){pattern}") as found:
+            dlfeval(run, *args)
+        assert "inside a function called by dlfeval" not in str(found.value)

@@ -16,11 +16,11 @@ from minidl import backends
 from minidl.core import custom
 from minidl.core import dlarray as handles
 from minidl.core.device import device_of
-from minidl.core.errors import DeviceError
+from minidl.core.errors import DeviceError, TraceError
 from minidl.core.labels import match
 from minidl.core.origin import keep_origin
 from minidl.core.spec import LOGICAL, Spec, Value, common_type
-from minidl.core.tape import Call, alone, is_watched, open_tapes, unwatched
+from minidl.core.tape import Call, alone, following, is_watched, note_use_elsewhere, open_tapes, unwatched
 from minidl.core.vocabulary import named
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
             else:
                 results = backends.run(op, output_specs, datas, params)
         else:
+            if following:
+                _check_thread(op, values)
             with np.errstate(all="ignore"):
                 results = backends.run(op, output_specs, datas, params)
         if results is None:  # no kernel on this backend: the body is the meaning
@@ -125,6 +127,16 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
         for tape in tapes:
             tape.record(call)
     return outputs
+
+
+def _check_thread(op: Op, values: tuple[Any, ...]) -> None:
+    """Raise TraceError if an operand is traced in another thread: tapes do not see what is computed in this one."""
+    if any([type(x) is Value and note_use_elsewhere(x) for x in values]):
+        raise TraceError(
+            f"{op.name}: an operand is traced by dlfeval in another thread, which does not see what this thread "
+            "computes: it would have no derivative. Compute it in the thread of dlfeval, call dlfeval in this one, or "
+            "give it extractdata(X)."
+        )
 
 
 def _on_one_device(operands: list[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
 from minidl.core.places import own_line
 from minidl.core.spec import TYPE_NAMES, Spec, Value
-from minidl.core.tape import is_differentiated, note_read, open_tapes
+from minidl.core.tape import following, is_differentiated, note_read, note_use_elsewhere, open_tapes
 
 Operand: TypeAlias = "DLArray | np.ndarray | float | int | bool | list[Any]"
 Other: TypeAlias = "DLArray | np.ndarray | float"  # the other side of an operator
@@ -134,7 +134,7 @@ class DLArray:
         return numbers(self).reshape(()).item()
 
     def __float__(self) -> float:
-        if open_tapes() and _is_assignment(sys._getframe(1)):
+        if following and _is_assignment(sys._getframe(1)):
             _keep_traced(self, "is put into an array that is no dlarray (array[i] = x)")
         return float(self.item())
 
@@ -465,12 +465,14 @@ def _data(x: DLArray) -> Any:
         raise TraceError("dlarray: an abstract array has no numbers. Compute with ops only inside the body of an op.")
     if open_tapes():
         note_read(value)
+    elif following:
+        note_use_elsewhere(value)
     return value.data
 
 
 def _keep_traced(x: DLArray, what: str) -> None:
     """Raise TraceError if numbers that leave x now would lose their derivative. Logical ones have none."""
-    if open_tapes() and x._value.spec.dtype.kind == "f" and is_differentiated(x._value):
+    if following and x._value.spec.dtype.kind == "f" and is_differentiated(x._value):
         raise TraceError(
             f"dlarray: at {own_line()} a traced dlarray ({describe(x.shape, x._labels)}) {what}: what is computed from "
             "that would be a constant to dlgradient. Use a function of minidl, or of NumPy's on the dlarray itself "

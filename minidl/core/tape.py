@@ -99,10 +99,14 @@ class _Open(threading.local):
         self.tapes: list[Tape] = []
         self.horizon = 0  # what values of a lower age were made of does not count
         self.behind: Call | None = None  # the call whose derivative is being computed
+        self.is_alone = False  # the tapes are hidden
         self.watch: Any = None  # the profile function of a recording, which kernels need not be seen by
 
 
 _open = _Open()
+
+
+following: list[Tape] = []  # what all threads have open
 
 
 def open_tapes() -> list[Tape]:
@@ -118,10 +122,12 @@ def opened(tape: Tape) -> Iterator[Tape]:
     tapes.append(tape)
     if tape.everything:
         _open.horizon = tape.began
+    following.append(tape)
     try:
         with np.errstate(all="ignore"):  # inf and nan are results like others; set once here, not at every call
             yield tape
     finally:
+        following.remove(tape)
         del tapes[depth:]
         _open.horizon = horizon
 
@@ -129,13 +135,13 @@ def opened(tape: Tape) -> Iterator[Tape]:
 @contextlib.contextmanager
 def alone(tape: Tape | None = None) -> Iterator[None]:
     """Hide all open tapes for the block (and show only `tape`, if given), and what its arguments were made of."""
-    before, _open.tapes = _open.tapes, [] if tape is None else [tape]
-    horizon, _open.horizon = _open.horizon, next_age()
+    before = _open.tapes, _open.is_alone, _open.horizon
+    _open.tapes, _open.is_alone, _open.horizon = [] if tape is None else [tape], True, next_age()
     try:
         with np.errstate(all="ignore"):
             yield
     finally:
-        _open.tapes, _open.horizon = before, horizon
+        _open.tapes, _open.is_alone, _open.horizon = before
 
 
 def horizon() -> int:
@@ -206,8 +212,26 @@ def note_read(value: Value) -> None:
             tape.reads.append((value, user_line()))
 
 
+def note_use_elsewhere(value: Value) -> bool:
+    """In a thread without tapes: tell the recordings of other threads that know `value` that it was looked at.
+
+    Returns whether a gradient tape follows it there, so that what is computed here from it loses its derivative.
+    """
+    if _open.is_alone:
+        return False
+    found = False
+    for tape in following[:]:
+        if tape.known.get(id(value)) is value:
+            found |= not (tape.everything or tape.is_paused)
+            if tape.everything:
+                tape.reads.append((value, user_line()))
+    return found
+
+
 def is_differentiated(value: Value) -> bool:
     """Whether a gradient tape is following `value`: numbers taken out of it lose their derivative."""
+    if not _open.tapes:
+        return note_use_elsewhere(value)
     return any([not tape.everything and not tape.is_paused and id(value) in tape.known for tape in _open.tapes])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict, deque
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 
 from minidl import (
     DLArray,
@@ -379,3 +383,46 @@ def test_one_pass_over_all_parameters_is_the_step_of_each(random):
         recorded = dlfeval(lambda x, dx: adamupdate(x, dx, [], [], 1), x, dx)
         for row, one, traced in zip(together, alone, recorded):
             assert row[i].tolist() == one.tolist() == traced.tolist() and row[i].dtype == x.dtype
+
+
+# T4: what is no array is not updated ------------------------------------------------------------------------------
+TABLE = pd.DataFrame({"Layer": ["conv", "fc"], "Parameter": ["W", "W"], "Value": [dlarray(1.0), dlarray(2.0)]})
+STRANGE = {
+    "table": (TABLE, "DataFrame"), "table in a dict": ({"w": dlarray(1.0), "t": TABLE}, "t is no array.*DataFrame"),
+    "table of numbers": (pd.DataFrame({"a": [1.0, 2.0]}), "DataFrame"), "column": (pd.Series([1.0, 2.0]), "Series"),
+    "text": ({"solver": "adam", "w": dlarray(1.0)}, "solver is no array.*str"), "set": ({1.0, 2.0}, "set"),
+    "generator": ((x for x in [1.0]), "generator"), "deque": ([deque([1.0])], r"\[0\] is no array.*deque"),
+    "mapping": (MappingProxyType({"w": 1.0}), "mappingproxy"), "user's dict": (UserDict(w=1.0), "UserDict"),
+    "array of text": (np.array(["a"]), "ndarray of <U1"), "array of objects": (np.array([None, 1.0]), "of object"),
+    "records": (np.zeros(2, [("w", float)]), "ndarray of"), "dates": (np.array(["2020-01-01"], "M8[D]"), "datetime64"),
+    "sparse": (csr_array(np.eye(2)), "csr_array"), "object": (object(), "object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_T4_tables_and_other_containers_are_refused_by_name(name):
+    strange, pattern = STRANGE[name]
+    for call in (
+        lambda: dlupdate(lambda v: v * 2, strange), lambda: dlupdate(lambda v, w: v, strange, strange),
+        lambda: adamupdate(strange, strange, None, None, 1), lambda: sgdmupdate(strange, strange, None),
+        lambda: rmspropupdate(strange, strange, None),
+    ):  # fmt: skip
+        with pytest.raises(DTypeError, match=pattern):
+            call()
+
+
+def test_T4_a_gradient_that_is_a_table_is_refused_by_name():
+    with pytest.raises(DTypeError, match=r"grad: \[0\] is no array.*Series"):
+        adamupdate([dlarray(1.0)], [pd.Series([1.0])], None, None, 1)
+
+
+def test_T4_the_remedy_for_a_table_works():
+    parameters = dict(zip(TABLE.Layer + "." + TABLE.Parameter, TABLE.Value, strict=True))
+    p, _ = sgdmupdate(parameters, dlupdate(lambda v: v * 2, parameters), None, 0.5)
+    assert {name: x.item() for name, x in p.items()} == {"conv.W": 0.0, "fc.W": 0.0}
+
+
+def test_T4_kinds_of_dict_are_trees():
+    for tree in (OrderedDict(a=1.0, b=dlarray(2.0)), struct(a=1.0, b=dlarray(2.0))):
+        new = dlupdate(lambda v: v * 2, tree)
+        assert type(new) is type(tree) and list(map(float, new.values())) == [2.0, 4.0]
