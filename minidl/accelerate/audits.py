@@ -27,7 +27,7 @@ from minidl.core.dlarray import DLArray
 from minidl.core.op import Op
 from minidl.core.random import CELLS, Cell
 from minidl.core.spec import Value
-from minidl.core.tape import Mark, alone, open_tapes
+from minidl.core.tape import Mark, alone, open_tapes, place
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.passes import drop_unused
 
@@ -94,7 +94,7 @@ class Rerun:
             if type(other) is type(error):
                 return
         places = [x for x in traceback.extract_tb(error.__traceback__) if is_user_file(x.filename)]
-        where = f" at {places[-1].filename}:{places[-1].lineno}" if places else ""
+        where = f" at {place(places[-1].filename, places[-1].lineno or 0)}" if places else ""
         self.difference = f"it raised {type(error).__name__} ({error}){where}, which a replay does not"
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from minidl.accelerate.captures import CHANGING, Captures, Source, is_user_file, line_of_change
 from minidl.core.dlarray import DLArray
-from minidl.core.tape import set_watch
+from minidl.core.tape import place, set_watch
 from minidl.core.tree import flatten, paths
 
 _CLOCKS = frozenset([
@@ -90,7 +90,7 @@ class Watch:
                 self._note("output", name, frame)
         elif isinstance(owner, _CONTAINERS):
             if is_user_file(frame.f_code.co_filename):
-                self._lines[id(owner)] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self._lines[id(owner)] = place(frame.f_code.co_filename, frame.f_lineno)
         elif name in _CLOCKS and is_user_file(frame.f_code.co_filename):
             home = getattr(owner, "__name__", "")
             if home in ("time", "posix", "nt") or owner in (datetime.datetime, datetime.date):
@@ -103,7 +103,7 @@ class Watch:
                 return  # a warning, a cache file: not the function's output
             frame = frame.f_back
         if frame is not None:
-            where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            where = place(frame.f_code.co_filename, frame.f_lineno)
             if not (path == "write" and Effect(kind, "print", where) in self._calls):  # a print writes
                 self._calls.setdefault(Effect(kind, path, where))
 

@@ -39,7 +39,7 @@ from minidl.core.errors import (
 from minidl.core.options import options
 from minidl.core.random import CELLS
 from minidl.core.spec import Value
-from minidl.core.tape import open_tapes, user_line
+from minidl.core.tape import open_tapes, user_frame, user_line
 from minidl.core.tree import flatten, unflatten
 
 MISSES = 100  # calls that explain() remembers
@@ -64,6 +64,8 @@ class AcceleratedFunction:
         self._misses: collections.deque[MissRow] = collections.deque(maxlen=MISSES)
         self._retraces = advice.Retraces(function, self._name())
         self._warned: set[str] = set()
+        self._place = _Place()  # where it was made, if dlaccelerate made it
+        self._is_counted = False  # there
         functools.update_wrapper(self, function, updated=())
 
     # properties -------------------------------------------------------------------------------------------------
@@ -391,6 +393,8 @@ class AcceleratedFunction:
                     cache.make_recent(trace)
                 if cache.evict():
                     retraces += self._retraces.of_a_full_cache(cache.size, self._misses)
+        if trace is not None and not cache.hits:
+            self._note_fruit(False)
         self._warn(complaints + advice.notes(recording, self._name()), TraceWarning)
         self._warn(retraces, RetraceWarning)
         return recording.result
@@ -416,6 +420,7 @@ class AcceleratedFunction:
         """Whether the trace has its program. One that cannot be compiled is replayed call by call, or else given up."""
         if trace._program is not None:
             return True
+        self._note_fruit(True)
         try:
             _ = trace.program
             if not trace.failure:
@@ -431,6 +436,14 @@ class AcceleratedFunction:
         message = f"dlaccelerate: the recording of {self._name()} could not be compiled ({trace.failure}); {instead}."
         self._warn([f"{message} Please report it."], TraceWarning)
         return is_there
+
+    def _note_fruit(self, is_hit: bool) -> None:
+        """A first recording, or a first replay: functions made at one place over and over, and never replayed, cost."""
+        if is_hit:
+            self._place.fruitless = 0
+        elif not self._is_counted:
+            self._place.fruitless += 1
+        self._is_counted = True
 
     def _name(self) -> str:
         return getattr(self._function, "__name__", type(self._function).__name__)
@@ -555,7 +568,8 @@ def dlaccelerate(
     Where Python hides what fun depends on (`globals()[name]`, state inside of a library), it is frozen until an audit
     finds it: at call 2 what changes each time; what changes later at the next audit only, after wrong replays, and
     never what has changed back by then.
-    Make it once, outside of the loop: a second one of the same code at the same line gets a RetraceWarning.
+    Make it once, outside of the loop: functions made of the same code at the same line over and over, and never
+    replayed, get a RetraceWarning.
     Raises DTypeError if fun cannot be called.
     Source: MathWorks, reference page "dlaccelerate".
 
@@ -571,28 +585,41 @@ def dlaccelerate(
     if not callable(fun):
         raise DTypeError(f"dlaccelerate: a function is wanted; got {type(fun).__name__}.")
     numerics = choice("dlaccelerate", "Numerics", Numerics, ["fast", "exact"])
-    _note_place(fun)
-    return AcceleratedFunction(fun, numerics, is_strict=_truth("Strict", Strict), is_audited=_truth("Audit", Audit))
+    accfun = AcceleratedFunction(fun, numerics, is_strict=_truth("Strict", Strict), is_audited=_truth("Audit", Audit))
+    _note_place(fun, accfun)
+    return accfun
 
 
-PLACES: dict[tuple[Any, str], int] = {}  # how often dlaccelerate was called with some code at some line
+FRUITLESS = 2  # functions made at one place, recorded and never replayed, after which the next one gets a warning
 
 
-def _note_place(fun: Callable[..., Any]) -> None:
-    """Warn of functions accelerated over and over, each time without a trace."""
+class _Place:
+    """A line that makes accelerated functions of one code. fruitless: how many have recorded since one was replayed."""
+
+    def __init__(self, caller: types.CodeType | None = None) -> None:
+        self.caller, self.fruitless, self.is_told = caller, 0, False  # held, so that its id stays its own
+
+
+PLACES: dict[tuple[Any, int, int], _Place] = {}  # (code, caller's code by id, line): a cell run again is another caller
+
+
+def _note_place(fun: Callable[..., Any], accfun: AcceleratedFunction) -> None:
+    """Warn of functions accelerated over and over, each time without a trace, and none of them replayed."""
     while isinstance(fun, (functools.partial, types.MethodType)):
         fun = fun.func if isinstance(fun, functools.partial) else fun.__func__
     code = getattr(fun, "__code__", None)
-    if code is None:
+    frame = user_frame()
+    if code is None or frame is None:
         return
-    line = user_line()
-    count = PLACES[code, line] = PLACES.pop((code, line), 0) + 1
+    key = code, id(frame.f_code), frame.f_lineno
+    accfun._place = PLACES[key] = PLACES.pop(key) if key in PLACES else _Place(frame.f_code)
     if len(PLACES) > 1000:
         del PLACES[next(iter(PLACES))]
-    if count == 2:
+    if accfun._place.fruitless >= FRUITLESS and not accfun._place.is_told:
+        accfun._place.is_told = True
         warnings.warn(
-            f"dlaccelerate: {code.co_name} is accelerated once more at {line}; each accelerated function starts "
-            "without traces. Make it once, outside of the loop, and call that.",
+            f"dlaccelerate: {code.co_name} is accelerated once more at {user_line()}; each accelerated function starts "
+            "without traces, and those before were never replayed. Make it once, outside of the loop, and call that.",
             RetraceWarning,
             stacklevel=4,
         )

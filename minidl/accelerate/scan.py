@@ -8,6 +8,8 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
+from minidl.core.tape import place
+
 # methods whose only use is to change their object
 CHANGING = frozenset([
     "append", "appendleft", "extend", "extendleft", "insert", "add", "update", "write", "writelines", "clear", "remove",
@@ -65,7 +67,7 @@ class Scan:
         self.changes += maybe
 
     def _at(self, line: int) -> str:
-        return f"{self._file}:{line}"
+        return place(self._file, line)
 
     def _note(self, kind: str, name: str, use: str, line: int) -> None:
         self.where.setdefault((kind, name), self._at(line))

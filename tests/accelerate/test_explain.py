@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import re
+import sys
 import threading
 import tracemalloc
 import types
@@ -161,13 +162,61 @@ def test_B3_calls_that_cannot_be_replayed_are_there():
 # B4: made again and again -------------------------------------------------------------------------------------------
 def test_B4_a_function_accelerated_in_a_loop():
     with pytest.warns(RetraceWarning, match=r"once more at \S+test_explain.py:\d+.*outside of the loop") as caught:
-        for _ in range(3):
+        for _ in range(5):
             dlaccelerate(lambda x: x * 2)(dlarray(X))
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error", RetraceWarning)
         for function in (step, layer):
             dlaccelerate(function)
+
+
+def test_M6_a_helper_with_a_closure_of_its_own_is_no_loop():
+    def fit(rate):
+        accfun = dlaccelerate(lambda x: x - rate * x)
+        return [accfun(dlarray(X)) for _ in range(3)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RetraceWarning)
+        for rate in (0.1, 0.2, 0.3, 0.4):
+            fit(rate)
+        for many in [[dlaccelerate(lambda x: x + 1) for _ in range(5)] for _ in range(2)]:  # not called yet
+            assert not any(accfun.NumTraces for accfun in many)
+
+
+CELL = """
+accfun = dlaccelerate(f)
+y = accfun(x)
+"""
+
+
+@pytest.mark.parametrize("file", ["/tmp/ipykernel_123/456.py", "<ipython-input-3-0123abcd>"])
+def test_M6_a_cell_that_is_run_again_is_no_loop(file):
+    space = {"dlaccelerate": dlaccelerate, "x": dlarray(X), "f": lambda x: x * 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RetraceWarning)
+        for _ in range(4):
+            exec(compile(CELL, file, "exec"), space)
+
+
+@pytest.mark.parametrize("file, name, numbers", [
+    ("/tmp/ipykernel_123/456.py", "In[7]", {"/tmp/ipykernel_123/456.py": 7}),
+    ("/tmp/ipykernel_123/456.py", "cell 456", None),
+    (r"C:\Users\me\AppData\Temp\ipykernel_9\77.py", "cell 77", {}),
+    ("<ipython-input-3-0123abcd>", "In[3]", None),
+    ("<ipython-input-3-0123abcd>", "In[4]", {"<ipython-input-3-0123abcd>": 4}),
+])  # fmt: skip
+def test_M6_a_notebooks_cell_has_its_own_name(monkeypatch, file, name, numbers):
+    if numbers is not None:
+        shell = types.SimpleNamespace(compile=types.SimpleNamespace(_filename_map=numbers))
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    space = {"dlaccelerate": dlaccelerate, "x": dlarray(X), "scale": 2.0}
+    source = "@dlaccelerate\ndef f(x):\n    print('hello')\n    return x * scale\n"
+    exec(compile(source, file, "exec"), space)
+    with pytest.warns(TraceWarning, match=re.escape(f"at {name}:3")):
+        space["f"](space["x"])
+    assert space["f"].trace().graph.nodes[0].where == f"{name}:4"
+    assert space["f"].captures()[0].where == f"{name}:4"
 
 
 # B5, B6: memory and size of the cache -------------------------------------------------------------------------------

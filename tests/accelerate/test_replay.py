@@ -987,14 +987,35 @@ def test_C1_a_fault_while_compiling(monkeypatch, where):
     accfun(dlarray(X))
     with monkeypatch.context() as patch:
         patch.setattr(f"minidl.engine.compile.{where}", faulty)
-        with pytest.warns(TraceWarning, match="could not be compiled .Fault: the compiler is ill.*runs instead"):
+        with pytest.warns(TraceWarning, match="not be compiled .Fault at .*compiler is ill.*call by call") as told:
             assert_same(accfun(dlarray(X * 2)), m.exp(dlarray(X * 2)) * 2)
-    assert_same(accfun(dlarray(X * 3)), m.exp(dlarray(X * 3)) * 2)  # given up for good, without a word
-    assert counted.count == 3 and accfun.HitRate == 0 and accfun.Occupancy == 0
+    assert_same(accfun(dlarray(X * 3)), m.exp(dlarray(X * 3)) * 2)  # for good, without a further word
+    assert len(told) == 1 and counted.count == 1 and accfun.HitRate == pytest.approx(200 / 3)
+    state = accfun.explain().traces[0].state
+    assert re.fullmatch(r"failed: Fault at test_replay.py:\d+: the compiler is ill", state)
+    assert state in str(accfun.explain())
     accfun.clearCache()
     for _ in range(2):
         accfun(dlarray(X))
-    assert counted.count == 4 and accfun.HitRate == 50
+    assert counted.count == 2 and accfun.HitRate == 50 and accfun.explain().traces[0].state == "compiled"
+
+
+@pytest.mark.only_on("cpu")
+@pytest.mark.parametrize("numerics", MODES)
+def test_C1_no_program_at_all(monkeypatch, numerics):
+    def faulty(*args, **kwargs):
+        raise Fault("the compiler is ill")
+
+    counted, accfun = accelerated(lambda x: m.exp(x) * 2, Numerics=numerics)
+    accfun(dlarray(X))
+    assert accfun.explain().traces[0].state == "not yet"
+    with monkeypatch.context() as patch:
+        patch.setattr("minidl.engine.compile.drop_unused", faulty)
+        with pytest.warns(TraceWarning, match="could not be compiled .Fault at .*the compiler is ill.*runs instead"):
+            assert_same(accfun(dlarray(X * 2)), m.exp(dlarray(X * 2)) * 2)
+    assert_same(accfun(dlarray(X * 3)), m.exp(dlarray(X * 3)) * 2)  # given up for good, without a word
+    assert accfun.HitRate == 0 and accfun.Occupancy == 0
+    assert "could not be compiled: Fault at test_replay.py" in str(accfun.explain())
 
 
 def test_C1_an_error_of_the_function_is_the_same_as_without():
