@@ -21,7 +21,7 @@ setup(
     ],
     package_dir={"minidl": "minidl", "minidl.kernels": "kernels"},
     package_data={"minidl": ["py.typed"], "minidl.kernels": ["**/*.cu", "**/*.cuh", "**/*.h"]},
-    install_requires=["numpy>=2.0", "numba>=0.61"],
+    install_requires=["numpy>=2.0", "numba>=0.62"],  # the first Numba with an LLVM (20) that makes native programs
     extras_require={
         "cuda13": ["cupy-cuda13x[ctk]>=14", "cuda-bindings>=13"],
         "cuda12": ["cupy-cuda12x[ctk]>=14", "cuda-bindings>=12.4,<13"],

@@ -23,7 +23,7 @@ from minidl.core.dlarray import DLArray
 from minidl.core.errors import AccelerationWarning, DTypeError, TraceError
 from minidl.core.op import named
 from minidl.core.options import options
-from minidl.core.random import rng
+from minidl.core.random import kept_state, rng
 from minidl.core.spec import DOUBLE, Spec, Value
 from minidl.core.tree import flatten, paths, unflatten
 
@@ -78,17 +78,13 @@ def assert_accelerable(
         fun = fun.Function
     if not callable(fun):
         raise DTypeError(f"assert_accelerable: a function is wanted; got {type(fun).__name__}.")
-    before = rng()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", AccelerationWarning)
-            if _audit(fun, args).changed:  # random numbers of another type are other numbers
-                DoubleTolerance = float("inf")
-            _compare(fun, args, Tolerance, DoubleTolerance)
-            if _has_gradients(fun, args):
-                _compare(_with_gradients(fun), args, Tolerance, DoubleTolerance)
-    finally:
-        rng(before)
+    with kept_state(), warnings.catch_warnings():
+        warnings.simplefilter("error", AccelerationWarning)
+        if _audit(fun, args).changed:  # random numbers of another type are other numbers
+            DoubleTolerance = float("inf")
+        _compare(fun, args, Tolerance, DoubleTolerance)
+        if _has_gradients(fun, args):
+            _compare(_with_gradients(fun), args, Tolerance, DoubleTolerance)
 
 
 # the same results -----------------------------------------------------------------------------------------------

@@ -7,8 +7,15 @@ Source: Salmon, Moraes, Dror and Shaw, Parallel Random Numbers: As Easy as 1, 2,
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
+import os
+import re
 import secrets
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,9 +41,61 @@ def _state(seed: int, draws: int = 0) -> Value:
     return Value(STATE_SPEC, np.array([seed, draws], dtype=np.uint64))
 
 
-GENERATOR = Cell("rng", _state(0))
+def _start_seed() -> int:
+    """The seed of a process in which nobody has set one: 0; in a worker of multiprocessing's it depends on which it is.
+
+    Workers are numbered in their names, if nobody has given them others: then it is the same at every start.
+    """
+    process = getattr(sys.modules.get("multiprocessing.process"), "current_process", lambda: None)()
+    if process is None or process.name == "MainProcess":
+        return 0
+    is_numbered = re.fullmatch(r"\w+-\d+(:\d+)*", process.name)
+    return _mixed("spawned", process.name, None if is_numbered else os.getpid())
+
+
+def _mixed(*facts: object) -> int:
+    """A seed of 64 bits that depends on facts."""
+    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8], "little")
+
+
+GENERATOR = Cell("rng", _state(_start_seed()))
+_seed: int | None = _start_seed()  # this process's own; None once somebody has set another one
 CELLS = [GENERATOR]
 LOCK = threading.RLock()  # held from taking a cell's content until it is replaced: threads never draw the same numbers
+
+
+# forks ------------------------------------------------------------------------------------------------------------
+_forks = itertools.count(1)
+_this_fork = threading.local()
+
+
+def _count_fork() -> None:
+    _this_fork.number = next(_forks)
+
+
+def _become_worker() -> None:
+    """A forked child draws other numbers than its parent and its siblings, if nobody has set a seed."""
+    global _seed
+    if hasattr(LOCK, "_at_fork_reinit") and not LOCK._is_owned():  # type: ignore[attr-defined]
+        LOCK._at_fork_reinit()  # another thread may have held it, which is not here
+    if _seed is not None:
+        _seed = _mixed("forked", _seed, _this_fork.number)
+        GENERATOR.value = _state(_seed)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_count_fork, after_in_child=_become_worker)
+
+
+@contextlib.contextmanager
+def kept_state() -> Iterator[None]:
+    """Whatever is drawn and seeded inside: afterwards the generator is as it was before."""
+    global _seed
+    before = GENERATOR.value, _seed
+    try:
+        yield
+    finally:
+        GENERATOR.value, _seed = before
 
 
 def rng(seed: int | str | dict[str, Any] | None = None, generator: str | None = None) -> struct:
@@ -46,6 +105,11 @@ def rng(seed: int | str | dict[str, Any] | None = None, generator: str | None = 
                 state that `rng` returned, or None to ask only.
     generator : "philox", the one there is (Philox 4x64 with 10 rounds, counter-based).
     Returns a struct: Type, "philox"; Seed; Draws, how many draws there were since seeding. These are the whole state.
+    There is one generator for all threads of a process, and no two draws are alike. Each process has its own. A worker
+    process, forked or spawned, in which nobody has called rng starts from a seed of its own, which depends on its
+    number (rng().Seed tells it), so that workers draw different numbers. A forked worker inherits a seed that was set
+    before the fork, and a spawned one runs the calls of rng in the main file again unless they are guarded by
+    `__name__ == "__main__"`; then all draw the same numbers. So seed each worker: rng(seed + number).
     Source: MathWorks, reference page "rng".
 
     >>> before = rng(7)
@@ -57,6 +121,7 @@ def rng(seed: int | str | dict[str, Any] | None = None, generator: str | None = 
         Draws: 0
     >>> _ = rng(before)
     """
+    global _seed
     if generator is not None:
         _check_type(generator)
         if seed is None or isinstance(seed, dict):
@@ -74,6 +139,8 @@ def rng(seed: int | str | dict[str, Any] | None = None, generator: str | None = 
             GENERATOR.value = _state(0)
         elif seed is not None:
             GENERATOR.value = _state(_whole(seed))
+        if seed is not None:
+            _seed = None
     return before
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -236,3 +240,121 @@ def test_threads_never_draw_the_same_numbers():
         thread.join()
     expected = [(words_of(1, draw, 1)[0] >> 11) * 2.0**-53 for draw in range(400)]
     assert sorted(found) == sorted(expected) and rng().Draws == 400
+
+
+# N8: worker processes ---------------------------------------------------------------------------------------------
+WORKERS = """
+import multiprocessing, os, sys
+import numpy as np
+import minidl as m
+
+double = m.dlaccelerate(lambda x: x + m.rand(1, like=x))
+
+def draw(_):
+    x = m.dlarray(0.0)
+    order = m.shuffle(m.arrayDatastore(np.arange(20))).readall()
+    replayed = [float(double(x)) for _ in range(3)] if sys.argv[1:2] == ["fork"] else m.rand(3, 1).tolist()
+    return (m.rng().Seed, m.rand(1).item(), m.randn(1).item(), replayed,
+            m.initializeGlorot([2, 2], 2, 2).extractdata().tolist(), np.ravel(order).tolist())
+
+def send(_, queue):
+    queue.put(draw(0))
+
+if __name__ == "__main__":
+    way, before = sys.argv[1:]
+    exec(before)
+    context = multiprocessing.get_context(way)
+    queue = context.SimpleQueue()
+    found = []
+    for i in range(2):
+        process = context.Process(target=send, args=[i, queue])
+        process.start()
+        found.append(queue.get())
+        process.join()
+    print([found, draw(0)])
+"""
+
+
+def drawn(tmp_path, way, before=""):
+    """What two worker processes and then the main process draw."""
+    (tmp_path / "workers.py").write_text(WORKERS)
+    path = os.pathsep.join(filter(None, sys.path))
+    out = subprocess.run([sys.executable, str(tmp_path / "workers.py"), way, before], text=True, capture_output=True,
+                         env=os.environ | {"PYTHONPATH": path}, timeout=200)  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    return ast.literal_eval(out.stdout)
+
+
+def are_different(all_drawn):
+    """Each kind of draw is another one in each process."""
+    return all(len({repr(kind) for kind in kinds}) == len(all_drawn) for kinds in zip(*all_drawn))
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.mark.parametrize("way", [pytest.param("fork", marks=needs_fork), "spawn"])
+def test_N8_workers_draw_different_numbers(tmp_path, way):
+    workers, main = drawn(tmp_path, way, "draw(0)" if way == "fork" else "")  # forks find it compiled
+    assert are_different([*workers, main]) and main[0] == 0, "the main process draws what it always has"
+    assert all(len({repr(x) for x in worker[3]}) == 3 for worker in workers), "each replay draws anew"
+
+
+@needs_fork
+def test_N8_a_seed_that_was_set_is_inherited_by_forks(tmp_path):
+    workers, main = drawn(tmp_path, "fork", "draw(0); m.rng(7)")
+    assert workers[0] == workers[1] == main and main[0] == 7
+
+
+@needs_fork
+def test_N8_forks_of_forks_and_of_threads(monkeypatch):
+    """Children, grandchildren and forks at the same time from several threads: all draw other numbers."""
+    script = """
+import os, threading
+import minidl as m
+import minidl.core.random as r
+def fork(depth):
+    child = os.fork()
+    if child == 0:
+        os.write(1, f"{m.rng().Seed} {m.rand(1).item()}\\n".encode())
+        if depth:
+            fork(depth - 1); fork(depth - 1)
+        os._exit(0)
+    os.waitpid(child, 0)
+r.LOCK.acquire()
+threads = [threading.Thread(target=fork, args=[1]) for _ in range(4)]  # while another thread draws
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", script], text=True, capture_output=True, timeout=100,
+                         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
+    lines = out.stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 12, out.stdout + out.stderr
+
+
+def test_N8_trying_a_function_sets_no_seed():
+    from minidl.core import random
+    from minidl.testing import assert_accelerable
+
+    before, random._seed = random._seed, 5
+    assert_accelerable(lambda x: x * 2, dlarray([1.0]))
+    assert random._seed == 5
+    random._seed = before
+
+
+def test_N8_names_of_workers(monkeypatch):
+    """Numbered names decide; workers that somebody has given one name are told apart by their processes."""
+    import multiprocessing.process
+    from types import SimpleNamespace
+
+    from minidl.core import random
+
+    def seed(name, pid):
+        monkeypatch.setattr(multiprocessing.process, "current_process", lambda: SimpleNamespace(name=name))
+        monkeypatch.setattr(os, "getpid", lambda: pid)
+        return random._start_seed()
+
+    assert seed("MainProcess", 1) == 0
+    assert seed("SpawnPoolWorker-1", 1) == seed("SpawnPoolWorker-1", 2) != seed("SpawnPoolWorker-2", 1)
+    assert seed("SpawnProcess-1:2", 1) == seed("SpawnProcess-1:2", 2) != seed("SpawnProcess-2:1", 2)
+    assert len({seed("loader", 1), seed("loader", 2), seed("other", 1), 0}) == 4
