@@ -161,7 +161,7 @@ class DLArray:
     def __iter__(self) -> Iterator[DLArray]:
         if not self.shape:  # at once: np.iterable asks by beginning
             raise DTypeError("iteration: a scalar dlarray has no elements to go through. Use X.item() for its number.")
-        return iter([self[i] for i in range(len(self))])
+        return (self[i] for i in range(len(self)))
 
     def tolist(self) -> Any:
         """The data as nested Python lists."""

@@ -899,6 +899,19 @@ def _allclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan:
     return bool(np.allclose(_plain(a), _plain(b), rtol, atol, equal_nan))
 
 
+def _on_numbers(function: Any) -> Callable[..., Any]:
+    """For what counts or compares numbers and has no derivative: NumPy's function of the plain data."""
+
+    def run(*args: Any, **options: Any) -> Any:
+        given = {name: np.asarray(x) if isinstance(x, DLArray) else x for name, x in options.items()}
+        return function(*[np.asarray(x) if isinstance(x, DLArray) else x for x in args], **given)
+
+    return run
+
+
+FUNCTIONS.update({f: _on_numbers(f) for f in (np.histogram, np.histogram2d, np.histogram_bin_edges)})
+
+
 @implements(np.isclose)
 def _isclose(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-8) -> DLArray:
     close = e.le(e.abs(e.minus(a, b)), e.plus(e.times(e.abs(b), rtol), atol))
