@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from minidl import backends
-from minidl.accelerate.cache import Cache
 from minidl.accelerate.function import PLACES
+from minidl.accelerate.recording import Trace
 from minidl.core.errors import MinidlError
 from minidl.core.random import rng
 from minidl.core.tape import open_tapes
@@ -70,16 +70,22 @@ def explained():
 @pytest.fixture(autouse=True)
 def every_recording_compiles(request, monkeypatch):
     """A recording that cannot be compiled costs speed alone, and a test may have silenced the warning: so it fails."""
-    given_up, give_up = [], Cache.give_up
+    failures, compiled = [], Trace._compiled
 
-    def noted(cache, trace, *args, **kwargs):
-        given_up.append(trace.name)
-        return give_up(cache, trace, *args, **kwargs)
+    def noted(trace):
+        try:
+            program = compiled(trace)
+        except Exception as error:
+            failures.append(f"{trace.name}: {error}")
+            raise
+        if trace.failure:
+            failures.append(f"{trace.name}: {trace.failure}")
+        return program
 
-    monkeypatch.setattr(Cache, "give_up", noted)
+    monkeypatch.setattr(Trace, "_compiled", noted)
     yield
     if not request.node.get_closest_marker("ill_compiler"):
-        assert not given_up, "recordings that could not be compiled"
+        assert not failures, "recordings that could not be compiled"
 
 
 @pytest.fixture(autouse=True)

@@ -346,7 +346,7 @@ def _moment(is_root: bool) -> Callable[..., DLArray]:
         count = math.prod(x.shape[i] for i in axes)
         away = e.square(values - reduction.mean(values, axes)) if count else values + 0
         y = e.rdivide(reduction.sum(away, axes), float(max(count - ddof, 0)))  # NaN or Inf where nothing is left
-        return _kept(x, reduction._root(y) if is_root else y, axes, keepdims)
+        return _kept(x, reduction.root(y) if is_root else y, axes, keepdims)
 
     return run
 
