@@ -38,6 +38,21 @@ WORD2(atan2, atan2f, atan2)
 WORD2(pow, powf, pow)
 WORD2(fmod, fmodf, fmod)
 
+// Sums and products, each rounded by itself: the compiler would join `a * b + c` to a multiply-add that rounds once, so
+// that a * b - c * d were not 0 where it has to be. Operands of two types meet in the one that C adds them in.
+#define SIGN(word, sign, single, twice)                                        \
+  DEVICE float word##_of(float a, float b) { return single(a, b); }            \
+  DEVICE double word##_of(double a, double b) { return twice(a, b); }          \
+  template <class E> DEVICE E word##_of(E a, E b) { return a sign b; }         \
+  template <class A, class B> DEVICE auto w_##word(A a, B b) -> decltype(a sign b) { \
+    using E = decltype(a sign b);                                              \
+    return word##_of((E)a, (E)b);                                              \
+  }
+
+SIGN(plus, +, __fadd_rn, __dadd_rn)
+SIGN(minus, -, __fsub_rn, __dsub_rn)
+SIGN(times, *, __fmul_rn, __dmul_rn)
+
 // What has no type of its own: `where`, comparisons and logic take any. (T is a macro of some kernels.)
 template <class E> DEVICE E w_where(bool condition, E a, E b) { return condition ? a : b; }
 template <class E> DEVICE E w_maximum(E a, E b) { return a > b || a != a ? a : b; } // NaN if one is NaN

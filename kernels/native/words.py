@@ -1,7 +1,8 @@
 """Scalar texts as vector instructions: "exp({0})", "({0} + {1})", "where({1} > 0, {0}, 0)".
 
-The words and their meaning are those of kernels.cpu.scalars. Sums and products may be contracted to fused
-multiply-adds. NaN passes through; of 0 and -0 `maximum`, `minimum`, `fmax` and `fmin` give the second.
+The words and their meaning are those of kernels.cpu.scalars. Each sum and each product is rounded by itself, so that
+a * b - c * d is 0 where it has to be; multiply-adds that round once are for contractions and polynomials. NaN passes
+through; of 0 and -0 `maximum`, `minimum`, `fmax` and `fmin` give the second.
 """
 
 from __future__ import annotations
@@ -131,18 +132,14 @@ class _Writer:
 
     # words --------------------------------------------------------------------------------------------------------
     def _arithmetic(self, sign: str, a: Scalar, b: Scalar) -> Vector:
-        f = self.f
         if sign == "/":
             divisor = b
             a, b = self.floats(a, b)
-            if not isinstance(divisor, Vector) and math.isfinite(divisor) and abs(math.frexp(divisor)[0]) == 0.5:
-                return a * (1 / divisor)  # exact for a power of 2
+            if not isinstance(divisor, Vector) and _has_exact_inverse(divisor):
+                return a * (1 / divisor)
             return a / b
         a, b = self.numbers(a, b)
-        if not a.is_float:
-            return a + b if sign == "+" else a - b if sign == "-" else a * b
-        write = {"+": f.fadd, "-": f.fsub, "*": f.fmul}[sign]
-        return Vector(f, a.lanes, a.dtype, write(a.kind, a.name, b.name))
+        return a + b if sign == "+" else a - b if sign == "-" else a * b
 
     def _word(self, name: str, args: list[Scalar]) -> Scalar:
         if name == "cast":
@@ -176,6 +173,11 @@ class _Writer:
         if any(is_number):  # NaN loses
             return where(_compared(or_nan if is_number[0] else how, a, b), a, b)
         return where(b.is_nan(), a, where(_compared(how, a, b), a, b))
+
+
+def _has_exact_inverse(x: float) -> bool:
+    """Whether multiplying by 1 / x is dividing by x: for powers of 2 whose inverses are normal numbers."""
+    return abs(math.frexp(x)[0]) == 0.5 and 2.0**-120 <= abs(x) <= 2.0**120
 
 
 def _compared(how: str, a: Vector, b: Vector) -> Vector:

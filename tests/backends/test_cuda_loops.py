@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -216,3 +217,28 @@ def test_copy_each_takes_what_lies_otherwise_too(device):
     for y, x in zip(made, xs):
         assert np.array_equal(host(y), x) and y.dtype == x.dtype
         assert order_of(y) == order_of(x) or not x.size
+
+
+# rounding ---------------------------------------------------------------------------------------------------------
+def test_N2_printed_loops_leave_no_sum_to_be_joined_with_a_product():
+    """nvcc makes a multiply-add of `a * b + c`: so texts have words instead, which round one by one."""
+    texts = [op.text for op in OPS.values() if op.text] + ["{0} * 1e-5 - (-{1} + 2)"]
+    for text in texts:
+        found = printed._worded(text, "float")
+        assert not re.search(r"[\w)}] ?[-+*] ?[\w({]", re.sub(r"e[-+]\d+", "", found)), f"{text} is {found}"
+    assert printed._worded("pow({0} + 0.5, 2) * -{1} - (inf > {0}) * 2.5", "float") == (
+        "w_minus(w_times(w_pow(w_plus({0}, 0.5f), 2.0f), (-{1})), w_times((infinity((float)0) > {0}), 2.5f))"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_N2_zero_stays_zero_on_a_gpu(device, dtype):
+    a, b = (RANDOM.normal(size=500).astype(dtype) for _ in range(2))
+
+    def function(a, b):
+        squares = m.sqrt(a * a - (a + 0) * (a + 0))
+        return squares, a * b + (-a) * b, m.sum(a * b - b * a, "all"), (a > 0) * b - b * (a > 0)
+
+    plain = [host(y._value.data) for y in function(on(device, a), on(device, b))]
+    for y in (*replayed(device, function, a, b), *plain):
+        assert not np.any(y)

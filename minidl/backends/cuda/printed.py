@@ -11,6 +11,7 @@ constants.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import math
@@ -29,8 +30,10 @@ LARGE = 1 << 18
 BLOCK_THREADS = 512  # of a kernel of one block
 BLOCKS = 512  # with fewer blocks than about this a GPU is not full
 
-_NUMBER = re.compile(r"(?<![\w{.])(\d+(?:\.\d+)?)(?![\w}.])")
-_WORD = re.compile(r"([a-z_]\w*)\(")
+_PLACE = re.compile(r"\{(\d+)\}")
+_CONSTANTS = {"inf": math.inf, "nan": math.nan}
+_WORDS = {ast.Add: "plus", ast.Sub: "minus", ast.Mult: "times", ast.Pow: "pow"}  # division is never joined to others
+_COMPARED = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 
 
 class Number(int):
@@ -428,8 +431,28 @@ def expression(step: Any) -> str:
 
 @functools.cache
 def _worded(text: str, literal: str) -> str:
-    """A scalar text in C: its numbers in a type, its words by their names in words.cuh."""
-    return _WORD.sub(r"w_\1(", _NUMBER.sub(rf"({literal})\1", text))
+    """A scalar text in C: its numbers in a type, its words by their names in words.cuh, its places as they were."""
+    return _spelt(ast.parse(_PLACE.sub(r"x\1", text), mode="eval").body, literal)
+
+
+def _spelt(node: Any, literal: str) -> str:
+    def inner(*nodes: Any) -> list[str]:
+        return [_spelt(x, literal) for x in nodes]
+
+    if isinstance(node, ast.Constant):
+        return _literal(node.value, literal)
+    if isinstance(node, ast.Name):
+        return _literal(_CONSTANTS[node.id], literal) if node.id in _CONSTANTS else f"{{{node.id[1:]}}}"
+    if isinstance(node, ast.UnaryOp):
+        sign = "-" if isinstance(node.op, ast.USub) else "+" if isinstance(node.op, ast.UAdd) else "!"
+        return f"({sign}{inner(node.operand)[0]})"
+    if isinstance(node, ast.Compare):
+        a, b = inner(node.left, *node.comparators)
+        return f"({a} {_COMPARED[type(node.ops[0])]} {b})"
+    if isinstance(node, ast.BinOp):
+        a, b = inner(node.left, node.right)
+        return f"({a} / {b})" if isinstance(node.op, ast.Div) else f"w_{_WORDS[type(node.op)]}({a}, {b})"
+    return f"w_{node.func.id}({', '.join(inner(*node.args))})"
 
 
 def _literal(x: Any, c: str) -> str:

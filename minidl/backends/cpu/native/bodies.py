@@ -32,7 +32,7 @@ def compile_body(loop: Any) -> tuple[Code, list[np.ndarray]]:
     The job's table holds the addresses of the loop's buffers, in the order of their numbers, then of the literals.
     """
     loop, literals = _with_loaded_literals(loop)
-    module = Module(host(), is_contracting=False)
+    module = Module(host())
     f = module.function("k", JOB)
 
     @functools.cache

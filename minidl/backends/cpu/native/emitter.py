@@ -57,16 +57,10 @@ def literal(kind: str, number: float) -> str:
 
 
 class Function:
-    """One function under construction.
+    """One function under construction. Each operation is rounded by itself; only `fma` rounds a * b + c once."""
 
-    is_contracting: whether a * b + c may be rounded once, by a fused multiply-add.
-    """
-
-    def __init__(
-        self, name: str, params: Sequence[str], target: Target, *, returns: str = "void", is_contracting: bool = True
-    ) -> None:
+    def __init__(self, name: str, params: Sequence[str], target: Target, *, returns: str = "void") -> None:
         self.name, self.params, self.target, self.returns = name, list(params), target, returns
-        self._may = "contract " if is_contracting else ""
         self.declared: dict[str, str] = {}
         self._head: list[str] = []
         self._lines: list[str] = []
@@ -241,13 +235,13 @@ class Function:
         return self.op(f"{name} {kind} {a}, {b}")
 
     def fadd(self, kind: str, a: str, b: str) -> str:
-        return self.op(f"fadd {self._may}{kind} {a}, {b}")
+        return self.op(f"fadd {kind} {a}, {b}")
 
     def fsub(self, kind: str, a: str, b: str) -> str:
-        return self.op(f"fsub {self._may}{kind} {a}, {b}")
+        return self.op(f"fsub {kind} {a}, {b}")
 
     def fmul(self, kind: str, a: str, b: str) -> str:
-        return self.op(f"fmul {self._may}{kind} {a}, {b}")
+        return self.op(f"fmul {kind} {a}, {b}")
 
     def fdiv(self, kind: str, a: str, b: str) -> str:
         return self.op(f"fdiv {kind} {a}, {b}")
@@ -422,16 +416,16 @@ def _llvm_version() -> int:
 
 
 class Module:
-    """Functions that are compiled together. is_contracting: whether they may fuse multiplications and additions."""
+    """Functions that are compiled together."""
 
-    def __init__(self, target: Target, *, is_contracting: bool = True) -> None:
-        self.target, self.is_contracting = target, is_contracting
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self.functions: list[Function] = []
         self.texts: list[str] = []  # definitions written by hand
 
     def function(self, name: str, params: Sequence[str], *, returns: str = "void") -> Function:
         """A new function of this module."""
-        f = Function(name, params, self.target, returns=returns, is_contracting=self.is_contracting)
+        f = Function(name, params, self.target, returns=returns)
         self.functions.append(f)
         return f
 
