@@ -128,14 +128,13 @@ class KnownCalls:
                     found.executables[key] = executable
             else:
                 program.count_hit()
-            if executable.slots:
-                if executable.copied <= self._other_inputs:
-                    arrays = {k: values[n].data for n, k, _ in self._others}
-                else:
-                    arrays = self._arrays(found, values)
-                program.fill(executable, arrays)
+            if not executable.slots:
+                arrays = ()
+            elif executable.copied <= self._other_inputs:
+                arrays = {k: values[n].data for n, k, _ in self._others}
             else:
-                executable.run()
+                arrays = self._arrays(found, values)
+            program.fill(executable, arrays)
             return self._given(frame)
 
     def replay_values(self, values: list[Value]) -> tuple[Any] | None:

@@ -24,6 +24,7 @@ class NoRoom(MemoryError):
 
 
 no_room: type[NoRoom] = NoRoom  # what is raised then; the floor above has a name of its own for it
+refused: type[Exception] = RuntimeError  # the same for what is asked of a GPU and cannot be
 
 
 def current() -> Any:

@@ -6,6 +6,7 @@ fill given arrays: outputs first, then inputs, params by keyword.
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 import warnings
@@ -321,7 +322,7 @@ def _full(y: Array, *, shape: tuple[int, ...], value: float, dtype: str, device:
 
 
 def _transfer(y: Array, x: Any, *, device: str) -> None:
-    y[...] = x if isinstance(x, Array) else x.get()
+    y[...] = x if isinstance(x, Array) else importlib.import_module("minidl.backends.cuda").fetched(x)
 
 
 _WORDS = 8192  # random words that are turned into normal numbers at once: they stay in the cache

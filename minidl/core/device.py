@@ -9,7 +9,7 @@ import numpy as np
 from minidl import backends
 from minidl.core.errors import DeviceError, DeviceMemoryError, DTypeError
 
-backends.no_room = DeviceMemoryError
+backends.no_room, backends.refused = DeviceMemoryError, DeviceError
 
 
 def device_of(data: Any) -> str:
@@ -19,7 +19,12 @@ def device_of(data: Any) -> str:
 
 def host(data: Any) -> Any:
     """The numbers of an array in the host's memory: itself if they are there (or if there are none)."""
-    return data if data is None or isinstance(data, np.ndarray) else data.get()
+    return data if data is None or isinstance(data, np.ndarray) else backends.gpu().fetched(data)
+
+
+def copied(data: Any) -> Any:
+    """A copy of an array, as it lies in memory, on the same device."""
+    return data.copy("K") if isinstance(data, np.ndarray) else backends.gpu().copied(data)
 
 
 def is_on_gpu(x: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from minidl.core.changes import note_change
-from minidl.core.device import device_of, gpu_array, host, is_on_gpu, need_gpu
+from minidl.core.device import copied, device_of, gpu_array, host, is_on_gpu, need_gpu
 from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
 from minidl.core.places import own_line
@@ -107,7 +107,7 @@ class DLArray:
     # numbers out (the tape is told) -----------------------------------------------------------------------------
     def extractdata(self) -> Any:
         """The plain data, in stored order, not traced: a copy of its own, a NumPy array or on the GPU a CuPy array."""
-        return _data(self).copy("K") if self.device == "gpu" else np.array(_data(self))
+        return copied(_data(self)) if self.device == "gpu" else np.array(_data(self))
 
     def numpy(self) -> np.ndarray:
         """The plain data as a NumPy array of its own (from any device)."""
@@ -172,7 +172,7 @@ class DLArray:
         if options.get("copy") is False:
             raise BufferError("dlarray: its memory is not shared, others might write to it. Ask for a copy.")
         _keep_traced(self, "is given to another library (DLPack)")
-        return _data(self).copy("K").__dlpack__(**options)
+        return copied(_data(self)).__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _data(self).__dlpack_device__()

@@ -31,7 +31,7 @@ class SingularError(MinidlError, LinAlgError):
 
 
 class DeviceError(MinidlError, RuntimeError):
-    """A device was asked for that is not there."""
+    """A device was asked for that is not there, or that cannot be used as it is asked to be."""
 
 
 class DeviceMemoryError(DeviceError, NoRoom):

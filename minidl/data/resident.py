@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidl import backends
+from minidl.core.device import copied
 from minidl.core.dlarray import DLArray, adopted, is_unchangeable
 from minidl.core.errors import DeviceMemoryError
 from minidl.core.handout import Handout
@@ -89,9 +90,9 @@ class Resident:
         """The same data in another order; what its owner may have changed is copied anew."""
         for k, (before, now) in enumerate(zip(self._variables, variables)):
             if now.order is not before.order:
-                self._orders[k].set(now.order.astype(np.int64))
+                _put(self._orders[k], now.order.astype(np.int64))
             if _may_change(now.store):
-                self._rows[k].set(np.ascontiguousarray(now.store._rows, now.dtype))
+                _put(self._rows[k], np.ascontiguousarray(now.store._rows, now.dtype))
         self._variables = list(variables)
 
     def next(self, start: int) -> tuple[Any] | None:
@@ -100,7 +101,12 @@ class Resident:
         if found is None and len(self._slots) == MOST_FRAMES:
             return None
         frame, pick = found or self._add_slot()
-        pick(start)
+        gpu = backends.gpu()
+        gpu.begin("minibatchqueue")
+        try:
+            pick(start)
+        finally:
+            gpu.end()
         if frame.handout is None:
             _hand_out(frame, self._labels)
         return (frame.handout.give(),)  # type: ignore[union-attr]
@@ -133,7 +139,7 @@ def _hand_out(frame: DeviceFrame, labels: list[str]) -> None:
     values = [Value(Spec(x.shape, x.dtype, "gpu"), x) for x in frame.arrays]
     leaves = list(map(DLArray, values, labels))
     tree = tuple(leaves) if len(leaves) > 1 else leaves[0]
-    frame.handout = Handout(tree, values, frame.pointers, lambda x: x.copy("K"))
+    frame.handout = Handout(tree, values, frame.pointers, copied)
     del tree, leaves
     frame.handout.settle()
 
@@ -156,6 +162,10 @@ def _gpu_array(x: Any) -> Any:
     return backends.as_gpu_array(x)
 
 
+def _put(target: Any, values: Any) -> None:
+    backends.gpu().put(target, values)
+
+
 def _may_change(store: ArrayDatastore) -> bool:
     """Whether the rows are somebody else's, who may write to them."""
     if store._on_gpu is not None or is_unchangeable(store._data):
@@ -170,7 +180,7 @@ def _rows_there(v: Variable) -> Any:
         rows = rows.transpose(tuple(np.argsort(v.store._back).tolist()))
         strides = tuple([math.prod(rows.shape[k + 1 :]) * rows.itemsize for k in range(rows.ndim)])
         is_dense = all(n == 1 or a == b for n, a, b in zip(rows.shape, rows.strides, strides))
-        return rows if is_dense else rows.copy()
+        return rows if is_dense else backends.gpu().dense_copy(rows)
     rows = v.store._rows
     if _may_change(v.store):
         return _gpu_array(np.ascontiguousarray(rows, v.dtype))

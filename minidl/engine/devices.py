@@ -366,6 +366,13 @@ class DeviceProgram(Program):
 
     def fill(self, executable: Executable, arrays: Sequence[Any]) -> None:
         """Copy in what is to be copied, and run. Of the arrays those that are copied must be there."""
+        self._backend.begin("dlaccelerate")
+        try:
+            self._fill(executable, arrays)
+        finally:
+            self._backend.end()
+
+    def _fill(self, executable: Executable, arrays: Sequence[Any]) -> None:
         copied = []
         for k, target, put in executable.slots:
             if put is not None and type(arrays[k]) is np.ndarray:

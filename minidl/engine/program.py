@@ -14,6 +14,7 @@ import numpy as np
 
 from minidl.backends.loop import Access
 from minidl.core.apply import compute
+from minidl.core.device import copied
 from minidl.core.spec import Spec, Value
 from minidl.core.tape import alone
 from minidl.engine.blocks import Block
@@ -390,7 +391,7 @@ _ALONE = _holders(Value(Spec((1,)), np.empty(1)[:]))  # the value holds a view, 
 def _for_good(value: Value, is_once: bool) -> np.ndarray:
     """The array of a value that will be dropped: itself if nobody else can see its memory, otherwise a copy."""
     if not isinstance(value.data, np.ndarray):
-        return value.data.copy("K")
+        return copied(value.data)
     own, below = _holders(value)
     data = value.data
     if not (is_once and has_counts and own == _ALONE[0] and data.nbytes > SMALL_BYTES and data.flags.writeable):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minidl import backends
+from minidl.core.device import copied
 from minidl.core.dlarray import DLArray
 from minidl.core.handout import Handout, all_intact, is_suitable, known
 from minidl.core.spec import Value
@@ -78,7 +79,7 @@ class Step:
         """The trees of a frame that has just been filled."""
         if frame.handout is None:
             values = list(map(Value, self._specs * self._count, frame.arrays))
-            frame.handout = Handout(self._trees(values), values, frame.pointers, lambda x: x.copy("K"))
+            frame.handout = Handout(self._trees(values), values, frame.pointers, copied)
             frame.handout.settle()
         return frame.handout.give()
 
@@ -87,6 +88,16 @@ class Step:
         return tuple([
             self._build(list(map(DLArray, values[k * n : (k + 1) * n], self._labels))) for k in range(self._count)
         ])  # fmt: skip
+
+
+def _run(launch: Callable[[float], None], rate: float) -> None:
+    """Launch, after all that was launched before."""
+    gpu = backends.gpu()
+    gpu.begin("solver")
+    try:
+        launch(rate)
+    finally:
+        gpu.end()
 
 
 def _datas(row: list[Any]) -> list[Any]:
@@ -128,7 +139,7 @@ def again(found: _Set, trees: Trees, rate: float) -> Any:
             columns: list[list[Any]] = [handout.values_of(child) for handout, child in parts]  # type: ignore[misc]
             rows = [[*row, rate, *found.constants] for row in zip(*columns)]
             launch = found.launches[frame.number] = step.launch(rows, made)
-        launch(rate)
+        _run(launch, rate)
         return step.given(frame)
 
 
@@ -159,7 +170,7 @@ def first(
         if free is None:
             return None
         frame, made = free
-        step.launch(rows, made)(rate)
+        _run(step.launch(rows, made), rate)
         results = step.given(frame)
     _remember(op, trees, step, options, constants)
     return results

@@ -24,7 +24,7 @@ from minidl import (
     randn,
     zeros,
 )
-from minidl.backends.cuda import detect
+from minidl.backends.cuda import detect, streams
 from minidl.kernels.cuda import compiler, launch
 
 ROOT = Path(__file__).parents[2]
@@ -45,17 +45,20 @@ def with_cupy(monkeypatch):
         monkeypatch.setattr(compiler, "store", compiler.NOWHERE)
         monkeypatch.setattr(launch, "cupy", cupy)
         detect.forget()
+        streams.forget()
 
     yield put
     launch.use(None)
     detect.forget()
+    streams.forget()
 
 
 def a_cupy(
     driver=13000, built=13000, devices=1, is_available=True, asarray=cusim.asarray, version="14.0.0", **others
 ):
     runtime = SimpleNamespace(
-        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=lambda: devices
+        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: built, getDeviceCount=lambda: devices,
+        getDevice=lambda: 0,
     )
     about = {**vars(cusim.cuda), "runtime": runtime, "is_available": lambda: is_available, **others}
     return SimpleNamespace(

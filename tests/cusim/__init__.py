@@ -59,6 +59,8 @@ class ndarray:
             memory = np.asarray(SimpleNamespace(__array_interface__=memptr.interface(), keeper=memptr.mem))
             host = np.ndarray(host, dtype, memory, memptr.offset, strides)
         self._host = host
+        self.device = _Device()
+        graphs.hold(host)
 
     shape = property(lambda self: self._host.shape)
     strides = property(lambda self: self._host.strides)
@@ -86,23 +88,28 @@ class ndarray:
 
     def get(self, stream: Any = None, order: str = "C") -> np.ndarray:
         graphs.refuse("a copy to the host")
+        graphs.wait()
         return np.array(self._host, order=order)  # type: ignore[call-overload]
 
     def set(self, values: np.ndarray) -> None:
         graphs.refuse("a copy from the host")
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ValueError("set: shape and type must be those of the array")
-        self._host[...] = values
+        if not self.flags.forc:
+            raise RuntimeError("Cannot set to non-contiguous array")
+        _fill_later(self._host, np.array(values))
 
     def reshape(self, *shape: Any) -> ndarray:
         found = self._host.reshape(*shape)
         if found.size and not np.shares_memory(found, self._host):
-            return ndarray(_poisoned(found.shape, found.dtype, found))
+            made = ndarray(_poisoned(found.shape, found.dtype))
+            graphs.issue(lambda: np.copyto(made._host, self._host.reshape(*shape)))
+            return made
         return self._viewed(found)
 
     def _viewed(self, host: np.ndarray) -> ndarray:
         view = ndarray(host)
-        view._mem = self._mem
+        view._mem, view.device = self._mem, self.device
         return view
 
     def transpose(self, *order: Any) -> ndarray:
@@ -112,7 +119,9 @@ class ndarray:
         return self._viewed(self._host.view() if dtype is None else self._host.view(dtype))
 
     def copy(self, order: str = "C") -> ndarray:
-        return ndarray(np.array(self._host, order=order))  # type: ignore[call-overload]
+        made = ndarray(np.array(self._host, order=order))  # type: ignore[call-overload]
+        graphs.issue(lambda: np.copyto(made._host, self._host))
+        return made
 
     def __getitem__(self, key: Any) -> ndarray:
         key = key if isinstance(key, tuple) else (key,)
@@ -124,6 +133,10 @@ class ndarray:
 
 _limit: int | None = None
 _freed = 0
+
+
+def _fill_later(host: np.ndarray, values: np.ndarray) -> None:
+    graphs.issue(lambda: np.copyto(host, values))
 
 
 def _poisoned(shape: Any, dtype: Any, values: np.ndarray | None = None) -> np.ndarray:
@@ -147,7 +160,9 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
 
 
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
-    return ndarray(_poisoned(shape, dtype, np.zeros(shape, dtype)))
+    made = ndarray(_poisoned(shape, dtype))
+    _fill_later(made._host, np.zeros(shape, dtype))
+    return made
 
 
 def asarray(a: Any, dtype: Any = None) -> ndarray:
@@ -155,11 +170,15 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
         return a if dtype is None or a.dtype == dtype else ndarray(a._host.astype(dtype))
     if hasattr(a, "__cuda_array_interface__"):
         about = SimpleNamespace(__array_interface__=a.__cuda_array_interface__, owner=a)
-        return ndarray(np.asarray(about))
+        made = ndarray(np.asarray(about))
+        made.device = getattr(a, "device", made.device)  # CuPy asks the driver
+        return made
     a = np.asarray(a, dtype)
     _find_room(a.nbytes)
     order = "K" if a.flags.forc else "C"
-    return ndarray(np.array(a, order=order))  # type: ignore[call-overload]
+    made = ndarray(np.full_like(a, 0, order=order))  # type: ignore[call-overload]
+    _fill_later(made._host, np.array(a))
+    return made
 
 
 def asnumpy(a: Any) -> np.ndarray:
@@ -174,6 +193,7 @@ lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
 
 
 def _solve(a: ndarray, b: ndarray) -> ndarray:
+    graphs.wait()
     try:
         return ndarray(np.linalg.solve(a._host, b._host))
     except np.linalg.LinAlgError:
@@ -229,11 +249,44 @@ class _Pool:
 _limit_after_freeing: int | None = None
 
 
+_count = 1
+_here = threading.local()
+
+
+def _get_device() -> int:
+    return getattr(_here, "device", 0)
+
+
+@contextlib.contextmanager
+def devices(count: int) -> Iterator[None]:
+    """There are so many GPUs."""
+    global _count
+    _count = count
+    try:
+        yield
+    finally:
+        _count, _here.device = 1, 0
+
+
 class _Device:
-    def __init__(self, number: int = 0) -> None:
-        self.id = number
+    """A device: `with Device(n)` makes it the current one of this thread."""
+
+    def __init__(self, device: int | None = None) -> None:
+        self.id = _get_device() if device is None else device
+        self._before: list[int] = []
 
     compute_capability = "90"
+
+    def __enter__(self) -> _Device:
+        self._before.append(_get_device())
+        self.use()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _here.device = self._before.pop()
+
+    def use(self) -> None:
+        _here.device = self.id
 
     def synchronize(self) -> None:
         pass
@@ -316,7 +369,8 @@ cuda = SimpleNamespace(
     get_current_stream=graphs.current,
     memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
     runtime=SimpleNamespace(
-        CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: 1, driverGetVersion=lambda: 13000,
+        CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: _count, getDevice=_get_device,
+        driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000, memGetInfo=lambda: (_limit or 1 << 34, 1 << 34),
         getDeviceProperties=lambda device: {"name": b"the shim"},
     ),

@@ -1,16 +1,22 @@
 """Streams and graphs without a GPU: what is launched while a stream captures is noted, and run by the graph's launch.
 
+Within `lazily()` streams are as late as they may be: a launch or a copy runs when somebody waits for it, after what its
+stream had to do before, and after the events that its stream was told to wait for; what other streams have to do stays
+undone. So where an order is missing, it is seen as a wrong result.
+
 As on a GPU, nothing may be allocated, copied to or from the host or waited for while a stream captures: each is an
 error that says so, and the capture is void.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import random
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +31,75 @@ class _Now(threading.local):
 
 
 _now = _Now()
+
+
+class Work:
+    """Something that a stream has to do, and what has to be done before."""
+
+    def __init__(self, run: Callable[[], None], needed: set[Work]) -> None:
+        self.run: Callable[[], None] | None = run
+        self.needed = needed
+
+    def do(self) -> None:
+        """It and what it needs, if that is not done yet."""
+        waiting = [self]
+        while waiting:
+            left = [work for work in waiting[-1].needed if work.run is not None]
+            if left:
+                waiting += left
+                continue
+            work = waiting.pop()
+            if work.run is not None:
+                run, work.run, work.needed = work.run, None, set()
+                run()
+
+
+_undone: list[Work] | None = None  # in the order in which it was asked for; None if streams are not lazy
+
+
+@contextlib.contextmanager
+def lazily() -> Iterator[None]:
+    """Streams do what they have to do as late as they may."""
+    global _undone
+    _undone = []
+    try:
+        yield
+    finally:
+        undone, _undone = _undone, None
+        for work in undone:
+            work.do()
+        held.clear()
+
+
+held: list[Any] = []  # memory that undone work may touch
+
+
+def hold(memory: Any) -> None:
+    """Freed memory goes back to a pool; it is still there while somebody is late."""
+    if _undone is not None:
+        held.append(memory)
+
+
+def issue(run: Callable[[], None]) -> None:
+    """The current stream has this to do."""
+    if _undone is None:
+        run()
+        return
+    stream = current()
+    needed = set(stream.tail)
+    if stream.is_null or not stream.is_non_blocking:  # the default stream and those that heed it wait for each other
+        for other in list(Stream.all):
+            if other is not stream and (other.is_null or stream.is_null and not other.is_non_blocking):
+                needed |= other.tail
+    work = Work(run, needed)
+    stream.tail = {work}
+    _undone.append(work)
+
+
+def wait(stream: Any = None) -> None:
+    """Until a stream has done what it has to do."""
+    for work in (stream or current()).tail:
+        work.do()
 
 
 class Node:
@@ -60,6 +135,9 @@ class Graph:
 
     def launch(self, stream: Any = None) -> None:
         refuse("a graph's launch")
+        issue(self._run)
+
+    def _run(self) -> None:
         chance = random.Random(self.count)
         waiting, done = list(self.nodes), set()
         while waiting:
@@ -89,27 +167,52 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         self.front: set[Node] = set()
+        self.tail: set[Work] = set()
         self.capture: Capture | None = None
 
     def record(self, stream: Any = None) -> None:
         stream = stream or current()
         self.front, self.capture, self.moment = set(stream.front), stream.capture, time.perf_counter()
+        self.tail = set(stream.tail)
 
     def synchronize(self) -> None:
         refuse("waiting for an event")
+        for work in self.tail:
+            work.do()
+
+    @property
+    def done(self) -> bool:
+        return all(work.run is None for work in self.tail)
 
 
 class Stream:
     """A stream; the current one of a thread is the innermost in a `with` statement."""
 
     graphs: list[Graph] = []  # all that were captured, for tests
+    all: weakref.WeakSet[Stream] = weakref.WeakSet()
+    null: Stream
+    ptds: Stream
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
-        self.ptr = 0 if null else id(self)
-        self.is_null = null
+        self.ptr = 0 if null else 2 if ptds else id(self)
+        self.is_null, self.is_non_blocking = null, non_blocking
+        self._tails: dict[int, set[Work]] = {}  # by thread, of the default stream of each thread
+        Stream.all.add(self)
         self.capture: Capture | None = None
         self.is_origin = False
         self.front: set[Node] = set()  # the latest launches
+
+    def _thread(self) -> int:
+        return threading.get_ident() if self.ptr == 2 else 0
+
+    @property
+    def tail(self) -> set[Work]:
+        """The latest of what it has to do."""
+        return self._tails.get(self._thread(), set())
+
+    @tail.setter
+    def tail(self, works: set[Work]) -> None:
+        self._tails[self._thread()] = works
 
     def __enter__(self) -> Stream:
         _now.streams.append(self)
@@ -150,15 +253,18 @@ class Stream:
                 raise CaptureError("cudaErrorStreamCaptureMerge: two captures would become one")
             self.capture = event.capture
         self.front = self.front | event.front
+        self.tail = self.tail | event.tail
 
     def is_capturing(self) -> bool:
         return self.capture is not None
 
     def synchronize(self) -> None:
         refuse("waiting for a stream")
+        wait(self)
 
 
-NULL = Stream(null=True)
+NULL = Stream.null = Stream(null=True)
+Stream.ptds = Stream(ptds=True)
 
 
 def current() -> Stream:
@@ -178,7 +284,7 @@ def launched(name: str, run: Callable[[], None], values: list[Any]) -> None:
     """A kernel is launched on the current stream; values: its arguments, which `run` reads anew each time."""
     stream = current()
     if stream.capture is None:
-        run()
+        issue(run)
         return
     node = Node(name, run, stream.front, values)
     stream.capture.nodes.append(node)

@@ -500,7 +500,8 @@ NAMES = [
     "lib.stride_tricks.as_strided", "linalg.solve", "linalg.lstsq", "cuda.is_available", "cuda.Device", "cuda.Stream",
     "cuda.Event", "cuda.get_elapsed_time", "cuda.UnownedMemory", "cuda.MemoryPointer",
     "cuda.get_current_stream", "cuda.memory.OutOfMemoryError", "cuda.runtime.CUDARuntimeError",
-    "cuda.runtime.getDeviceCount", "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion",
+    "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice", "cuda.runtime.driverGetVersion",
+    "cuda.runtime.runtimeGetVersion",
     "cuda.runtime.memGetInfo", "cuda.runtime.getDeviceProperties", "cuda.Module", "cuda.driver.funcSetAttribute",
     "cuda.driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES", "cuda.nvrtc.NVRTCError", "cuda.nvrtc.getVersion",
     "cuda.nvrtc.getSupportedArchs", "cuda.nvrtc.createProgram", "cuda.nvrtc.compileProgram",
@@ -537,7 +538,7 @@ def test_the_list_of_names_is_whole():
         "POISON", "MOST_BYTES", "CACHE", "FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer",
         "limit_memory", "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "UnownedMemory",
         "MemoryPointer", "NVRTC_VERSION", "ARCHS", "NVRTCError", "compilations", "Module", "Function",
-        "flushed_to_zero",
+        "flushed_to_zero", "devices",
     }  # fmt: skip
     there = {name for name, x in vars(cusim).items() if not name.startswith("_") and not inspect.ismodule(x)}
     elsewhere = {name for name in there if getattr(vars(cusim)[name], "__module__", "cusim") != "cusim"}

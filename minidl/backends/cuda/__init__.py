@@ -1,7 +1,7 @@
 """The CUDA backend: CuPy's arrays and memory, kernels of our own in CUDA C++ (kernels/cuda), loops printed by us.
 
-CuPy is imported when the first array goes to a GPU, not before. Every launch is on CuPy's current stream; nothing here
-waits for the GPU.
+CuPy is imported when the first array goes to a GPU, not before. Every launch is on CuPy's current stream, in the order
+of the calls whichever that is (`streams`); nothing here waits for the GPU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 
 from minidl.backends import precision, reference
 from minidl.backends.cache import Shelf
-from minidl.backends.cuda import detect, graph, loops, many, rows, slots
+from minidl.backends.cuda import detect, graph, loops, many, rows, slots, streams
 from minidl.backends.cuda.detect import complaint as complaint
 from minidl.backends.cuda.memory import new_bytes, release_all
 from minidl.backends.cuda.memory import releasing as releasing
 from minidl.backends.cuda.memory import with_room as with_room
+from minidl.backends.cuda.streams import begin as begin
+from minidl.backends.cuda.streams import end as end
 from minidl.kernels.cuda import compiler, launch
 
 _SHELF = Shelf("cuda", ".cubin")  # machine code of earlier runs
@@ -233,7 +235,30 @@ KERNELS: dict[str, Callable[..., None]] = {
 # memory, for programs --------------------------------------------------------------------------------------------
 def as_array(x: Any) -> Any:
     """An array of NumPy's, or of another library on the GPU, as CuPy's: a copy if it was on the host."""
-    return with_room(lambda: launch.cupy().asarray(x), "gpuArray", (x,) if hasattr(x, "shape") else ())
+    made = with_room(lambda: launch.cupy().asarray(x), "gpuArray", (x,) if hasattr(x, "shape") else ())
+    streams.check_device("gpuArray", made)
+    return made
+
+
+def fetched(x: Any) -> np.ndarray:
+    """The numbers of an array, in the host's memory."""
+    found: np.ndarray = with_room(x.get, "gather", ()) if streams.has_begun() else x.get()
+    return found
+
+
+def copied(x: Any) -> Any:
+    """A copy of an array, as it lies in memory."""
+    return with_room(lambda: x.copy("K"), "dlarray", (x,))
+
+
+def dense_copy(x: Any) -> Any:
+    """A copy of an array in plain C order."""
+    return with_room(x.copy, "gpuArray", (x,))
+
+
+def put(target: Any, values: np.ndarray) -> None:
+    """target[...] = values, from the host, the same in shape, type and without gaps."""
+    with_room(lambda: target.set(values), "gpuArray", ())
 
 
 def placed(memory: Any, shape: tuple[int, ...], offset: int, strides: tuple[int, ...]) -> Any:
@@ -284,6 +309,7 @@ def forget() -> None:
     """Forget what is known of the GPU and everything that lies on it, as if nothing had been computed there yet."""
     detect.forget()
     release_all()
+    streams.forget()
     _plans.clear()
     loops.forget()
     many.forget()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minidl.backends.cuda import streams
 from minidl.kernels.cuda import compiler, launch
 
 OLDEST_CUPY = 14  # earlier ones have graphs whose kernels cannot be told, and extras without a compiler
@@ -83,6 +84,7 @@ def _trial(cupy: Any) -> str:
     launch.compiled(launch.text_of("portable.h") + _TWICE, "twice")(1, wanted.size, (made, there))
     if not np.array_equal(made.get(), 2 * wanted):
         return "a kernel compiled for it computed nonsense. Look at nvidia-smi and the system's log."
+    streams.settle()
     return ""
 
 

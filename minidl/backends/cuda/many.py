@@ -15,6 +15,7 @@ from minidl.backends.cuda.layouts import back_order, dense_strides, is_dense, me
 from minidl.backends.cuda.loops import bind_map, copy, flat_loop, run_map
 from minidl.backends.cuda.memory import new_bytes, new_table
 from minidl.backends.cuda.printed import THREADS, ctype, expression, indented
+from minidl.backends.cuda.streams import begin, end
 from minidl.kernels.cuda import launch
 
 CHUNK = 2048  # elements of a block
@@ -64,8 +65,8 @@ def _each(op: Any, rows: list[tuple[Any, Any]], params: dict[str, Any]) -> list[
         pieces = [arena[start : start + size].reshape(tuple([lead.shape[i] for i in order])) for arena in arenas]
         made.append(pieces if back is None else [y.transpose(back) for y in pieces])
         pointers = [(x.data.ptr, x.itemsize) for x in (*[arrays[i] for i in operands], *pieces)]
-        for begin in range(0, size, CHUNK):
-            table.append([p + begin * width for p, width in pointers] + [min(CHUNK, size - begin)])
+        for k in range(0, size, CHUNK):
+            table.append([p + k * width for p, width in pointers] + [min(CHUNK, size - k)])
     numbers = [float(x) for x in first if isinstance(x, (bool, int, float))]
     launch.compiled(text, "each")(len(table), THREADS, (_table_of(table).data.ptr, *numbers))
     return made
@@ -117,8 +118,8 @@ class EachInPlace:
             operands = self._texts[there[0].dtype][1]
             pointers = [(int(x.data.ptr), x.itemsize) for x in (*[row[i] for i in operands], *results)]
             tables.setdefault(there[0].dtype, []).extend(
-                [p + begin * width for p, width in pointers] + [min(CHUNK, specs[0].size - begin)]
-                for begin in range(0, specs[0].size, CHUNK)
+                [p + k * width for p, width in pointers] + [min(CHUNK, specs[0].size - k)]
+                for k in range(0, specs[0].size, CHUNK)
             )
         for dtype, rows in tables.items():
             calls.append(self._call(self._texts[dtype][0], new_table(rows)))
@@ -265,7 +266,11 @@ class Mover:
         if not spare:
             kernel, spare = self._spare[key] = self._new(*key)
         made, address = spare.pop()
-        kernel((1,), (1,), (address, x.data.ptr))
+        begin("dlaccelerate")
+        try:
+            kernel((1,), (1,), (address, x.data.ptr))
+        finally:
+            end()
         return made
 
     def _new(self, dtype: Any, shape: tuple[int, ...]) -> tuple[Any, list[tuple[Any, int]]]:

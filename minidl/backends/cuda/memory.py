@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minidl import backends
+from minidl.backends.cuda.streams import begin, end
 from minidl.kernels.cuda import launch
 
 T = TypeVar("T")
@@ -38,7 +39,15 @@ def new_table(rows: Sequence[Sequence[int]]) -> Any:
 
 
 def with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
-    """What the work gives; specs: its results, named in the error when there is no room for them."""
+    """What the work gives, in order (`streams`); specs: its results, named in the error when they find no room."""
+    begin(who)
+    try:
+        return _with_room(work, who, specs)
+    finally:
+        end()
+
+
+def _with_room(work: Callable[[], T], who: str, specs: tuple[Any, ...]) -> T:
     cupy = launch.cupy()
     try:
         return work()
