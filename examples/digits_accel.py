@@ -288,15 +288,17 @@ def preprocessMiniBatchPredictors(XCell):
 
 
 class Progress:
-    """Progress bar and, with --plots training-progress, the growing curve of the loss."""
+    """Progress bar, or a line per epoch where there is no terminal; with --plots training-progress the loss's curve."""
 
-    def __init__(self, name, numIterations, plots):
+    def __init__(self, name, options):
         from tqdm import tqdm
 
-        self.bar = tqdm(total=numIterations, desc=name, unit="it", disable=None)
+        self.iterationsPerEpoch, self.epochs = options.iterationsPerEpoch, options.epochs
+        self.numIterations = self.epochs * self.iterationsPerEpoch
+        self.bar = tqdm(total=self.numIterations, desc=name, unit="it", disable=None)
         self.name, self.epoch, self.losses, self.curve = name, 1, [], None
-        self.start = time.perf_counter()
-        if plots == "training-progress":
+        self.start = self.timed = time.perf_counter()
+        if options.plots == "training-progress":
             plt = pyplot()
             self.figure, axes = plt.subplots(num=f"Training Progress ({name})")
             (self.curve,) = axes.plot([], [], color=(0.85, 0.325, 0.098))
@@ -309,10 +311,24 @@ class Progress:
         self.losses.append(loss)
         n = len(self.losses)
         self.bar.update(1)
+        if n in (10, 30):
+            self.estimate(n)
+        if self.bar.disable and n % self.iterationsPerEpoch == 0:
+            mean = np.mean([float(loss) for loss in self.losses[-self.iterationsPerEpoch :]])
+            seconds = time.perf_counter() - self.start
+            line = f"{self.name}: epoch {epoch} of {self.epochs}, mean loss {mean:.4f}, {seconds:.1f} s"
+            print(line, file=sys.stderr, flush=True)
         if n % 39 == 1:
             self.bar.set_postfix(epoch=epoch, loss=f"{float(loss):.3f}", refresh=False)
             if self.curve is not None:
                 self.draw()
+
+    def estimate(self, n):
+        """Say how long it will take, from the time of 20 iterations: the first ones compile, and are left out."""
+        gather(self.losses[-1])  # a GPU may still be at work
+        before, self.timed = self.timed, time.perf_counter()
+        if n == 30:
+            self.bar.write(f"{self.name} training: about {(self.timed - before) / 20 * self.numIterations:.0f} s")
 
     def draw(self):
         """Bring the curve up to date."""
@@ -349,8 +365,7 @@ def train(name, gradientsFcn, parameters, state, mbq, options):
     trailingAvg = []
     trailingAvgSq = []
 
-    numIterations = options.epochs * options.iterationsPerEpoch
-    progress = Progress(name, numIterations, options.plots)
+    progress = Progress(name, options)
     iteration = 0
     stopped = False
     try:
@@ -520,6 +535,8 @@ def main(argv=None):
     mbqAccelerated = partition(mbq, 1, 0)  # the same queue once more: both trainings shuffle it alike
     gradientsFcn = modelStep if options.whole_step else modelGradients
 
+    plan = f"Training twice, {options.epochs} epochs of {options.iterationsPerEpoch} iterations each: first without"
+    print(plan, "acceleration, which is slow." + " --epochs 2 shows everything in seconds." * (options.epochs > 2))
     try:
         # Train the model.
         rng(options.seed + 1)

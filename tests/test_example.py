@@ -166,6 +166,35 @@ def test_ctrl_c_in_the_accelerated_training(example, monkeypatch, capsys):
     assert len(results.lossBaseline) == 10
 
 
+def test_M7_a_line_per_epoch_where_there_is_no_terminal(example, capsys):
+    """And after 30 iterations how long it will take, in which the slow first ones do not count."""
+    now = [0.0]
+    options = example.struct(epochs=3, iterationsPerEpoch=20, plots="none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example.time, "perf_counter", lambda: now[0])
+        progress = example.Progress("Baseline", options)
+        for i in range(60):
+            now[0] += 2.5 if i < 10 else 0.5
+            progress.update(1 + i // 20, float(i))
+        progress.close()
+    out, err = capsys.readouterr()
+    assert out == "Baseline training: about 30 s\n"
+    assert err.splitlines() == [
+        f"Baseline: epoch {k} of 3, mean loss {loss}, {seconds} s"
+        for k, loss, seconds in [(1, "9.5000", 30.0), (2, "29.5000", 40.0), (3, "49.5000", 50.0)]
+    ]
+
+
+@pytest.mark.parametrize(("argv", "is_told"), [([], True), (["--epochs", "2"], False)])
+def test_M7_how_long_it_will_be_is_said_at_once(example, monkeypatch, capsys, argv, is_told):
+    stop_at(example, monkeypatch, 1)
+    example.main(argv)
+    first = capsys.readouterr().out.splitlines()[0]
+    epochs = argv[-1] if argv else "20"
+    assert first.startswith(f"Training twice, {epochs} epochs of 10 iterations each: first without acceleration")
+    assert ("--epochs 2 shows everything in seconds" in first) == is_told
+
+
 def test_ctrl_c_before_the_first_iteration(example, monkeypatch, capsys):
     stop_at(example, monkeypatch, 1)
     example.main(["--epochs", "1"])
