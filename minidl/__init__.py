@@ -23,8 +23,10 @@ from minidl.core.errors import (
     MinidlError,
     NonFiniteWarning,
     OptionError,
+    PropertyError,
     RetraceWarning,
     ShapeError,
+    SingularError,
     SubscriptError,
     TraceError,
     TraceWarning,
@@ -43,7 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AcceleratedFunction", "AccelerationWarning", "DLArray", "DTypeError", "DataError", "DeviceError",
     "DeviceMemoryError", "EmptyDataError", "FieldError", "KERNEL", "LabelError", "MAP", "MinidlError",
-    "NonFiniteWarning", "OptionError", "Precision", "RetraceWarning", "ShapeError", "Spec", "SubscriptError",
+    "NonFiniteWarning", "OptionError", "Precision", "PropertyError", "RetraceWarning", "ShapeError",
+    "SingularError", "Spec", "SubscriptError",
     "TraceError", "TraceWarning",
     "clearCache", "dlaccelerate", "dlarray", "dlfeval", "dlgradient", "isdlarray", "op", "rng", "struct",
 ]  # fmt: skip

@@ -37,6 +37,7 @@ from minidl.core.errors import (
     number,
 )
 from minidl.core.options import options
+from minidl.core.properties import Properties
 from minidl.core.random import CELLS
 from minidl.core.spec import Value
 from minidl.core.tape import open_tapes, user_frame, user_line
@@ -45,7 +46,7 @@ from minidl.core.tree import flatten, unflatten
 MISSES = 100  # calls that explain() remembers
 
 
-class AcceleratedFunction:
+class AcceleratedFunction(Properties):
     """A function that records itself once per input signature and replays the recording; see `dlaccelerate`.
 
     Signature: structure of the arguments; size, labels and type of each dlarray, and which of them are the same

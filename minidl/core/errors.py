@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from numpy.linalg import LinAlgError
 
 from minidl.backends import NoRoom
@@ -44,6 +45,10 @@ class DTypeError(MinidlError, TypeError):
 
 class OptionError(MinidlError, ValueError):
     """An option is unknown, or its value is not one of the accepted ones."""
+
+
+class PropertyError(MinidlError, AttributeError):
+    """An object has no such property, or it cannot be set."""
 
 
 class TraceError(MinidlError, RuntimeError):
@@ -90,6 +95,13 @@ def choice(who: str, option: str, value: object, allowed: Iterable[str]) -> str:
                 return known
     listed = ", ".join(f'"{known}"' for known in allowed)
     raise OptionError(f"{who}: {option} is one of {listed}; got {value!r}.")
+
+
+def truth(who: str, option: str, value: object) -> bool:
+    """`value` if it is a truth value (or 0 or 1, as in MATLAB); otherwise an OptionError."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
+        return bool(value)
+    raise OptionError(f"{who}: {option} is True or False; got {value!r}.")
 
 
 def number(who: str, name: str, value: object, expected: str, is_right: Callable[[float], bool]) -> float:

@@ -6,9 +6,10 @@ from typing import Any
 
 from minidl.backends import precision
 from minidl.core.errors import choice
+from minidl.core.properties import Properties
 
 
-class Precision:
+class Precision(Properties):
     """How a GPU multiplies single-precision arrays in convolutions and matrix products.
 
         Precision("float32")   every product and sum in single precision; the default

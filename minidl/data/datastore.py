@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from minidl.core.device import host, is_on_gpu
 from minidl.core.dlarray import DLArray, adopted, check_plain
-from minidl.core.errors import DataError, DTypeError, EmptyDataError, OptionError, ShapeError, choice
+from minidl.core.errors import DataError, DTypeError, EmptyDataError, OptionError, ShapeError, choice, truth
 from minidl.core.options import options
+from minidl.core.properties import Properties
 from minidl.core.random import permutation
 from minidl.core.struct import struct
 
@@ -29,7 +30,7 @@ Columns: TypeAlias = list[list[Any]]  # for each variable the list of its observ
 _COPY_LIMIT_BYTES = 2**30  # larger arrays are read where they lie, however scattered an observation is
 
 
-class Source(ABC):
+class Source(Properties, ABC):
     """What can be read to its end and started anew: a datastore or a minibatchqueue."""
 
     @abstractmethod
@@ -272,11 +273,21 @@ class CombinedDatastore(Datastore):
     """Several datastores read as one. Make one with `combine(ds1, ds2, ...)`."""
 
     def __init__(self, sources: Sequence[Datastore], read_order: str) -> None:
-        self.UnderlyingDatastores = [copy.copy(source) for source in sources]
-        self.ReadOrder = read_order
+        self._underlying = [copy.copy(source) for source in sources]
+        self._read_order = read_order
         sizes = [len(source) for source in sources]
         self._starts = np.cumsum([0, *sizes])
         super().__init__(sum(sizes) if read_order == "sequential" else sizes[0])
+
+    @property
+    def UnderlyingDatastores(self) -> list[Datastore]:
+        """The stores that are read."""
+        return self._underlying
+
+    @property
+    def ReadOrder(self) -> str:
+        """"associated": side by side; "sequential": one after the other."""
+        return self._read_order
 
     @property
     def ReadSize(self) -> int:
@@ -322,10 +333,24 @@ class TransformedDatastore(Datastore):
     """A datastore whose reads pass through a function. Make one with `transform(ds, fcn)`."""
 
     def __init__(self, source: Datastore, fcn: Callable[..., Any], include_info: bool) -> None:
-        self.UnderlyingDatastores = [copy.copy(source)]
-        self.Transforms = [fcn]
-        self.IncludeInfo = include_info
+        self._underlying = [copy.copy(source)]
+        self._transforms, self._include_info = [fcn], include_info
         super().__init__(len(source))
+
+    @property
+    def UnderlyingDatastores(self) -> list[Datastore]:
+        """The store that is read, in a list."""
+        return self._underlying
+
+    @property
+    def Transforms(self) -> list[Callable[..., Any]]:
+        """The function, in a list."""
+        return self._transforms
+
+    @property
+    def IncludeInfo(self) -> bool:
+        """Whether the function is given, and returns, information about the observations too."""
+        return self._include_info
 
     @property
     def ReadSize(self) -> int:
@@ -469,7 +494,7 @@ def transform(ds: Datastore, fcn: Callable[..., Any], *, IncludeInfo: bool = Fal
     check_datastore("transform", ds)
     if not callable(fcn):
         raise DTypeError(f"transform: expected a function of what read returns; got {kind_of(fcn)}.")
-    return TransformedDatastore(ds, fcn, bool(IncludeInfo))
+    return TransformedDatastore(ds, fcn, truth("transform", "IncludeInfo", IncludeInfo))
 
 
 # the second call form -------------------------------------------------------------------------------------------

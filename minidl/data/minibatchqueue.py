@@ -24,6 +24,7 @@ from minidl.core.errors import (
     OptionError,
     ShapeError,
     choice,
+    truth,
 )
 from minidl.core.labels import check_format
 from minidl.core.options import options
@@ -260,14 +261,16 @@ class MiniBatchQueue(Source):
             if picked is not None:
                 self._position = stop
                 return picked[0]
-        if self._preprocessing == "background" and self._resident is None:
-            try:
+        try:
+            if self._preprocessing == "background" and self._resident is None:
                 arrays = self._worker().next()
-            except BaseException:
-                self._stop()  # whatever it was, the next call starts over from here
-                raise
-        else:
-            arrays = self._recipe.prepare(start, stop)
+            else:
+                arrays = self._recipe.prepare(start, stop)
+        except BaseException as error:
+            self._stop()  # whatever it was, the next call starts over from here
+            if self._recipe.fcn is not None and isinstance(error, Exception):
+                _tell(error, self._which(start, stop))
+            raise
         try:
             outputs = self._recipe.wrap(arrays)
         except MinidlError:
@@ -317,6 +320,18 @@ class MiniBatchQueue(Source):
             self._resident.renew(variables)
         else:
             self._resident = resident(variables, self._size)
+
+    def _which(self, start: int, stop: int) -> str:
+        """Which mini-batch that is, for messages."""
+        numbers = self._recipe.ds._order[start:stop].tolist()
+        if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            shown = f"{numbers[0]} to {numbers[-1]}"
+        else:
+            shown = ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
+        return (
+            f"minibatchqueue: MiniBatchFcn {_name(self._recipe.fcn)}, mini-batch {start // self._size} "
+            f"(from 0), observations {shown}."  # as the datastore counts them
+        )
 
     def _end(self) -> int:
         count = len(self._recipe.ds)
@@ -396,7 +411,7 @@ def minibatchqueue(
     partial = choice(who, "PartialMiniBatch", PartialMiniBatch, ["return", "discard"])
     environment = choice(who, "PreprocessingEnvironment", PreprocessingEnvironment, ["serial", "background"])
     if DispatchInBackground is not None:
-        environment = "background" if DispatchInBackground else "serial"
+        environment = "background" if truth(who, "DispatchInBackground", DispatchInBackground) else "serial"
     variables = len(ds.take(0, 1))
     count = variables if numOutputs is None else int(numOutputs)
     fcn: Callable[..., Any] | None
@@ -414,11 +429,11 @@ def minibatchqueue(
     casts = _per_output("OutputCast", OutputCast, count, str)
     formats = [check_format(who, fmt) for fmt in _per_output("MiniBatchFormat", MiniBatchFormat, count, str)]
     places = _per_output("OutputEnvironment", OutputEnvironment, count, str)
-    flags = _per_output("OutputAsDlarray", OutputAsDlarray, count, (bool, int, np.bool_))
+    flags = _per_output("OutputAsDlarray", OutputAsDlarray, count, (bool, int, np.bool_, np.integer))
     outputs = [
         _Output(
             choice(who, "OutputCast", cast, _CASTS),
-            bool(flag),
+            truth(who, "OutputAsDlarray", flag),
             fmt,
             choice(who, "OutputEnvironment", place, ["auto", "cpu", "gpu"]),
         )
@@ -532,7 +547,17 @@ def _own(y: Any, x: Any) -> Any:
     return kept_data(y, x)
 
 
-def _name(fcn: Callable[..., Any]) -> str:
+def _tell(error: Exception, note: str) -> None:
+    """Add a line to what an error says."""
+    if note in str(error) or note in getattr(error, "__notes__", ()):
+        return
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    elif error.args and isinstance(error.args[0], str):  # Python 3.10
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
+
+
+def _name(fcn: Any) -> str:
     return getattr(fcn, "__name__", None) or type(fcn).__name__
 
 

@@ -197,7 +197,7 @@ BAD = [
     (lambda: float(dlarray([1.0, 2.0])), ShapeError, "single number"),
     (lambda: bool(dlarray([1.0, 2.0])), ShapeError, "any"), (lambda: len(dlarray(1.0)), ShapeError, "numel"),
     (lambda: [0][dlarray(0.5)], DTypeError, "whole"),
-    (lambda: list(dlarray(1.0)), ShapeError, "scalar"),
+    (lambda: list(dlarray(1.0)), DTypeError, "scalar"),
 ]  # fmt: skip
 
 
