@@ -43,7 +43,7 @@ def cache_folder(*names: str, is_made: bool = True) -> Path | None:
     except _TROUBLE as error:
         if isinstance(error, FileNotFoundError) and not is_made:
             return None
-        complaint = f"{str(error).rstrip(".")}."
+        complaint = str(error).rstrip(".") + "."
     private.tell(
         f"minidl's cache folder {place} is not used: {complaint} Or name a folder of yours by MINIDL_CACHE_DIR. "
         "Until then code is compiled anew in each process."

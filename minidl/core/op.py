@@ -88,13 +88,15 @@ class Op:
         self.kernels: dict[str, Rule] = {}  # a user's kernel for a device
         self.is_users = False  # declared outside of minidl
         self.home = ""  # module and name of the function that declared it
+        self._is_made = True  # from here on there are no other attributes
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and name not in _ATTRIBUTES:
+        if not name.startswith("_") and name not in self.__dict__ and self.__dict__.get("_is_made"):
             if hasattr(Op, name):
                 raise PropertyError(f"{self.name}: its {name} is given by a call or a decorator, @{self.name}.{name}.")
-            meant = nearest(name, _ATTRIBUTES | {"vjp", "vjps", "infer", "kernel"})
-            raise PropertyError(f"{self.name}: an op has no attribute {name!r}. Did you mean {meant}?")
+            meant = nearest(name, {*self.__dict__, "vjp", "vjps", "infer", "kernel"})
+            hint = f" Did you mean {meant}?" if meant else ""
+            raise PropertyError(f"{self.name}: an op has no attribute {name!r}.{hint}")
         object.__setattr__(self, name, value)
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
@@ -221,13 +223,6 @@ class Op:
         floats = [s.dtype for s in known if s.dtype in (SINGLE, DOUBLE)]
         dtype = {"f": floats[0] if floats else DOUBLE, "b": LOGICAL}
         return tuple(Spec(known[0].shape, dtype[letter], known[0].device) for letter in self.output_types)
-
-
-_ATTRIBUTES = {
-    "name", "kind", "body", "text", "input_types", "output_types", "domain", "samples", "arity", "is_map", "kind_name",
-    "is_float", "identity", "neutral", "is_constant", "infer_rule", "vjp_rule", "vjp_rules", "contraction_rule",
-    "assembly_rule", "sums_rule", "kernels", "is_users", "home",
-}  # fmt: skip
 
 
 def _empty() -> None:
