@@ -428,9 +428,10 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
     """
     if isinstance(X, DLArray):
         return DLArray(X._value, X._labels) if fmt is None else _label(X._value, fmt)
-    found = gathered("dlarray", X, is_labelled=fmt is None)
-    if found is not None:
-        return found if fmt is None else _label(found._value, fmt)
+    if type(X) not in _NUMBERS and (type(X) is not np.ndarray or X.dtype.kind == "O"):
+        found = gathered("dlarray", X, is_labelled=fmt is None)
+        if found is not None:
+            return found if fmt is None else _label(found._value, fmt)
     return _wrapped(kept_data(check_data("dlarray", X), X), fmt)
 
 
@@ -601,7 +602,8 @@ def refuse_matrix(who: str, x: Any) -> None:
 
 def check_data(who: str, X: Any) -> np.ndarray:
     """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
-    check_plain(who, X)
+    if isinstance(X, np.ndarray):
+        check_plain(who, X)
     is_plain = isinstance(X, (bool, int, float, list, tuple, range))
     try:
         data = gpu_array(who, X) if type(X) not in _COPIED and is_on_gpu(X) else np.asarray(X)
@@ -631,18 +633,17 @@ def operand(who: str, x: Any, *, is_kept: bool = True) -> Any:
     kind = type(x)
     if kind is float or kind is int or kind is bool:
         return x
-    if kind is not np.ndarray and isinstance(x, np.ndarray):
+    if kind is not np.ndarray:
         check_plain(who, x)
         refuse_matrix(who, x)
     if isinstance(x, np.generic) or (isinstance(x, np.ndarray) and x.ndim == 0):
         x = x.item()
     if isinstance(x, (bool, int, float)):
         return x
-    if isinstance(x, DLArray):  # of a class of the user's
-        return DLArray(x._value, x._labels)
-    found = gathered(who, x)
-    if found is not None:
-        return found
+    if type(x) is not np.ndarray or x.dtype.kind == "O":
+        found = DLArray(x._value, x._labels) if isinstance(x, DLArray) else gathered(who, x)
+        if found is not None:
+            return found
     data = check_operand(who, x)
     return _wrapped(kept_data(data, x) if is_kept else data, None)
 
