@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from opcode import opmap
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from minidl.core.callee import takes_float
 from minidl.core.changes import note_change
 from minidl.core.device import copied, device_of, gpu_array, host, is_on_gpu, need_gpu
 from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
@@ -134,8 +134,10 @@ class DLArray:
         return numbers(self).reshape(()).item()
 
     def __float__(self) -> float:
-        if following and _is_assignment(sys._getframe(1)):
-            _keep_traced(self, "is put into an array that is no dlarray (array[i] = x)")
+        if following and is_differentiated(self._value):
+            name = takes_float(sys._getframe(1))
+            if name is not None:
+                _keep_traced(self, f"becomes a plain number ({name})")
         return float(self.item())
 
     def __int__(self) -> int:
@@ -475,16 +477,11 @@ def _keep_traced(x: DLArray, what: str) -> None:
     """Raise TraceError if numbers that leave x now would lose their derivative. Logical ones have none."""
     if following and x._value.spec.dtype.kind == "f" and is_differentiated(x._value):
         raise TraceError(
-            f"dlarray: at {own_line()} a traced dlarray ({describe(x.shape, x._labels)}) {what}: what is computed from "
-            "that would be a constant to dlgradient. Use a function of minidl, or of NumPy's on the dlarray itself "
-            "(A @ X, np.sum(X), vertcat(X, Y)); extractdata(X) if no derivative is wanted; or @op for a function of "
-            "your own."
+            f"dlarray: at {own_line()} a traced dlarray ({describe(x.shape, x._labels)}) {what}: what is computed "
+            "from that would be a constant to dlgradient. Use a function of minidl, or of NumPy's on the dlarray "
+            "itself (A @ X, np.sum(X), sin(X), vertcat(X, Y)); extractdata(X) if no derivative is wanted; or @op for a "
+            "function of your own."
         )
-
-
-def _is_assignment(frame: Any) -> bool:
-    """Whether the frame is at an `a[i] = x`, for which NumPy asks x for a float."""
-    return frame.f_code.co_code[frame.f_lasti] == opmap["STORE_SUBSCR"]
 
 
 def is_unchangeable(data: Any) -> bool:

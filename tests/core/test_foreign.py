@@ -4,13 +4,18 @@ import array
 import copy
 import decimal
 import fractions
+import math
+import operator
 import pickle
+import statistics
 import threading
 import warnings
+from math import sin
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.optimize
 import scipy.sparse
 import scipy.special
 
@@ -56,9 +61,26 @@ CONVERSIONS = {
     "a[:] = x": lambda x: _put(slice(None), x[:, 0]),
     "a[:2] = [x, y]": lambda x: _put(slice(2), [x[0, 0], x[1, 0]]),
     "objects[:] = [x, y]": _put_objects,
+    "math.sin": lambda x: math.sin(x[0, 0]),
+    "sin, imported": lambda x: sin(x[0, 0]),
+    "math.hypot": lambda x: math.hypot(*x[:, 0]),
+    "statistics.fmean": lambda x: statistics.fmean(x[:, 0]),
+    "z.fill": lambda x: _filled(x[0, 0]),
+    "np.fromiter": lambda x: np.fromiter((v for v in x[:, 0]), float),
+    "operator.setitem": lambda x: operator.setitem(np.zeros(2), 0, x[0, 0]),
+    "__setitem__": lambda x: np.zeros(2).__setitem__(slice(2), [x[0, 0], x[1, 0]]),
+    "array.array(x)": lambda x: array.array("d", x[:, 0]),
+    "Series.astype": lambda x: pd.Series(list(x[:, 0])).astype(float),
+    "scipy.optimize.brentq": lambda x: scipy.optimize.brentq(lambda t: t - x[0, 0], -5.0, 5.0),
     "np.random": lambda x: np.random.default_rng(0).normal(x),
     "array.array": lambda x: _fill(array.array("d", [0.0]), x[0, 0]),
 }  # fmt: skip
+
+
+def _filled(x):
+    z = np.zeros(2)
+    z.fill(x)
+    return z
 
 
 def _fill(a, x):
@@ -95,6 +117,9 @@ def test_T2_numbers_of_a_traced_array_do_not_leave_dlfeval_in_silence(name):
         assert all(word in str(error) for word in ("NumPy's", "extractdata(X)", "@op"))
 
 
+_as_float = float
+
+
 def test_T2_what_says_what_it_does_is_allowed():
     def fun(x, say):
         y = m.sum(x**2, "all")
@@ -116,6 +141,10 @@ SAID = {
     "subscript": lambda x: x[m.dlarray([0.0, 1.0])], "dim": lambda x: m.sum(x, x[0, 0]),
     "onehotencode": lambda x: m.onehotencode(x[:, 0], 0, ClassNames=[1.0]), "categories": lambda x: m.categories(x),
     "extractdata of a list": lambda x: m.extractdata([x[0], x[1]]), "size": lambda x: m.size([x, x]),
+    "np.float64": lambda x: np.float64(x[0, 0]), "complex": lambda x: complex(x[0, 0]),
+    "map": lambda x: list(map(float, x[:, 0])), "key": lambda x: max(x[:, 0], key=float),
+    "percent": lambda x: "%f" % x[0, 0], "steps": lambda x: math.isnan(x[0, 0]) or math.floor(x[0, 0]),  # noqa: UP031
+    "comprehension": lambda x: [float(v) for v in x[:, 0]], "another name": lambda x: _as_float(x[0, 0]),
     "a mask": lambda x: np.asarray(x > 0),  # which has no derivative
     "a gradient": lambda x: np.asarray(dlgradient(m.sum(x**3, "all"), x, RetainData=True)),
 }  # fmt: skip
