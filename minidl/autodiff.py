@@ -32,6 +32,9 @@ def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     args : anything; dlarrays inside struct, dict, list, tuple and dataclass arguments are found. The containers are
            handed on as copies: assigning to their fields inside fun does not change the caller's.
     Returns what fun returns; nothing stays traced.
+    Raises TraceError where the numbers of a traced dlarray would leave it in silence: as a NumPy array (array.dot(x),
+    np.array([x, y])), in array[i] = x, math.sin(x), by DLPack, pickle or another thread. extractdata(x), float(x),
+    x.item() and print(x) say what they do, and are allowed.
     Source: MathWorks, reference page "dlfeval".
 
     >>> dlfeval(lambda x: dlgradient(x * x, x), dlarray(3.0)).item()

@@ -430,7 +430,7 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
     """
     if isinstance(X, DLArray):
         return DLArray(X._value, X._labels) if fmt is None else _label(X._value, fmt)
-    if type(X) not in _NUMBERS and (type(X) is not np.ndarray or X.dtype.kind == "O"):
+    if type(X) not in _PLAIN and (type(X) is not np.ndarray or X.dtype.kind == "O"):
         found = gathered("dlarray", X, is_labelled=fmt is None)
         if found is not None:
             return found if fmt is None else _label(found._value, fmt)
@@ -506,7 +506,7 @@ def gathered(who: str, X: Any, *, is_labelled: bool = True) -> DLArray | None:
 
     is_labelled : whether the elements' labels count (see `dlarray`).
     """
-    if type(X) in _NUMBERS:
+    if type(X) in _PLAIN:
         return None
     if isinstance(X, np.ndarray) and X.dtype.kind != "O":
         return None
@@ -544,12 +544,14 @@ def _is_list(X: Any) -> bool:
 
 
 _NO_LISTS = (str, bytes, bytearray, memoryview, range)
-_NUMBERS = {bool, int, float, np.float32, np.float64, np.bool_, np.int32, np.int64}
+_PLAIN = {bool, int, float, str, type(None), np.float32, np.float64, np.bool_, np.int32, np.int64, np.str_}
 
 
-def _has_dlarrays(who: str, X: Any) -> bool:
+def _has_dlarrays(who: str, X: Any, depth: int = 1) -> bool:
     """Whether a list has dlarrays in it, at any depth. Elements that are no plain arrays are refused on the way."""
-    if _NUMBERS.issuperset(map(type, X)):
+    if depth > 64:
+        raise DTypeError(f"{who}: a list is nested too deeply. Arrays have up to 64 dimensions; is it in itself?")
+    if _PLAIN.issuperset(map(type, X)):
         return False
     found = False
     for x in X:
@@ -557,9 +559,9 @@ def _has_dlarrays(who: str, X: Any) -> bool:
             found = True
         elif isinstance(x, np.ndarray):
             check_plain(who, x)
-            found |= x.dtype.kind == "O" and _has_dlarrays(who, x.reshape(-1).tolist())
+            found |= x.dtype.kind == "O" and _has_dlarrays(who, x.reshape(-1).tolist(), depth + 1)
         elif _is_list(x):
-            found |= _has_dlarrays(who, x)
+            found |= _has_dlarrays(who, x, depth + 1)
     return found
 
 

@@ -246,7 +246,9 @@ def test_T1_unlike_sizes_are_an_error_that_says_what_to_do():
     for bad in ([dlarray(1.0), dlarray([1.0])], [dlarray([1.0, 2.0]), [1.0]], [dlarray(1.0), []]):
         with pytest.raises(ShapeError, match="cat, vertcat or horzcat"):
             m.sum(bad, "all")
-    for bad in ([dlarray(1.0), None], [dlarray(1.0), "a"], [dlarray(1.0), {1.0}], [dlarray(1.0), np.ma.masked]):
+    endless = [dlarray(1.0)]
+    endless.append(endless)
+    for bad in (endless, [dlarray(1.0), None], [dlarray(1.0), "a"], [dlarray(1.0), {1.0}], [dlarray(1.0), np.ma.masked]):
         with pytest.raises(DTypeError):
             m.sum(bad, "all")
 
