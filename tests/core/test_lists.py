@@ -248,7 +248,9 @@ def test_T1_unlike_sizes_are_an_error_that_says_what_to_do():
             m.sum(bad, "all")
     endless = [dlarray(1.0)]
     endless.append(endless)
-    for bad in (endless, [dlarray(1.0), None], [dlarray(1.0), "a"], [dlarray(1.0), {1.0}], [dlarray(1.0), np.ma.masked]):
+    for bad in (
+        endless, [dlarray(1.0), None], [dlarray(1.0), "a"], [dlarray(1.0), {1.0}], [dlarray(1.0), np.ma.masked],
+    ):  # fmt: skip
         with pytest.raises(DTypeError):
             m.sum(bad, "all")
 
