@@ -133,17 +133,18 @@ def pullback(
             reached.append(position)
             if call.op.is_choice:
                 lines[position] = wanted & {id(value) for value in line(call.inputs[1])}
-    for value, _ in seeds:
-        if id(value) in tape.released:
-            raise _released()
-    visited: set[int] = set()
-    by_second = set().union(*lines.values())
-    found = _read_back(tape, reached, relevant, seeds, wanted, {}, visited) if by_second != wanted or not wanted else {}
-    if by_second:
-        second = _read_back(tape, reached, relevant, seeds, wanted, lines, visited)
-        found = {number: (second if number in by_second else found).get(number) for number in wanted}
+    by_second = set().union(*lines.values()) if lines else set()
+    if not by_second:
+        found, visited = _read_back(tape, reached, relevant, seeds, wanted, dict.fromkeys(lines, 1))
+    else:  # what lies on a second way has its gradient by it, all others have theirs by the first ways
+        ways = {position: 0 if wanted_there else 1 for position, wanted_there in lines.items()}
+        found, visited = _read_back(tape, reached, relevant, seeds, wanted, ways)
+        if by_second != wanted:
+            first, more = _read_back(tape, reached, relevant, seeds, wanted, dict.fromkeys(lines, 1))
+            found = {number: (found if number in by_second else first).get(number) for number in wanted}
+            visited = sorted({*visited, *more}, reverse=True)
     if release:
-        for position in sorted(visited, reverse=True):  # deleting does not move the ones to come
+        for position in visited:  # positions fall, so deleting does not move the ones to come
             tape.released.update(map(id, calls[position].outputs))
             del calls[position]
     return [found.get(id(value)) for value in targets]
@@ -151,30 +152,35 @@ def pullback(
 
 def _read_back(
     tape: Tape, reached: list[int], relevant: set[int], seeds: Sequence[tuple[Value, DLArray]], wanted: set[int],
-    lines: dict[int, set[int]], visited: set[int],
-) -> dict[int, Any]:  # fmt: skip
-    """Gradients by the ids of values. Choices with something in `lines` go their second way, the others the first."""
+    left_out: dict[int, int],
+) -> tuple[dict[int, Any], list[int]]:  # fmt: skip
+    """Gradients by the ids of values, and the calls that were visited.
+
+    left_out : of calls that are choices (`core.origin`), by position: the operand that gets no gradient.
+    """
     gradients: dict[int, DLArray] = {}
     for value, g in seeds:
+        if id(value) in tape.released:
+            raise _released()
         _accumulate(gradients, value, g)
-    calls = tape.calls
+    calls, visited = tape.calls, []
     with going_back() as way:
         for position in reversed(reached):
             call = calls[position]
             gs = [gradients.get(id(value)) for value in call.outputs]
             if all(g is None for g in gs):
                 continue
-            visited.add(position)
+            visited.append(position)
             way.behind = call
             needed = [id(value) in relevant for value in call.inputs]
-            if call.op.is_choice:
-                needed[0 if lines.get(position) else 1] = False
+            if left_out and position in left_out:
+                needed[left_out[position]] = False
             for value, part in zip(call.inputs, input_gradients(call, gs, needed)):
                 if part is not None and id(value) in relevant:
                     if id(value) in tape.released and id(value) not in wanted:
                         raise _released()
                     _accumulate(gradients, value, part)
-    return gradients
+    return gradients, visited
 
 
 def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) -> Sequence[DLArray | None]:
@@ -206,12 +212,12 @@ def input_gradients(call: Call, gs: list[DLArray | None], needed: list[bool]) ->
 
 def _settled(part: Any, g: DLArray) -> Any:
     """A gradient that the rule of a MAP op made from g: 0 where g is 0 and it is NaN."""
-    if not isinstance(part, DLArray) or part is g or part.shape != g.shape:
+    if not isinstance(part, DLArray) or part is g or part._value.spec.shape != g._value.spec.shape:
         return part
     data = part._value.data
     if type(data) is np.ndarray and all([tape.is_paused for tape in open_tapes()]):
-        total = np.add.reduce(data, axis=None)  # nothing is recorded: a look saves a call
-        if total == total:
+        squares = np.vdot(data, data)  # nothing is recorded: a look, of which only NaN makes a NaN, saves a call
+        if squares == squares:
             return part
     return named("settle")(part, part, g)
 

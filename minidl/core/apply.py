@@ -121,7 +121,9 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
             results = _run_body(op, values, params, output_specs)
         outputs = tuple([Value(spec, data) for spec, data in zip(output_specs, results)])
     if op.keeps_origin:
-        keep_origin(op, values, params, outputs[0])
+        first = values[0]
+        if not op.passes_on or type(first) is not Value or first.origin is not None:
+            keep_origin(op, values, params, outputs[0])
     if tapes:
         call = Call(op, values, params, outputs)
         for tape in tapes:

@@ -29,17 +29,9 @@ class Origin(NamedTuple):
     steps: int
 
 
-def origin_of(value: Any) -> Origin | None:
-    """What a value knows of how it was made."""
-    return getattr(value, "origin", None)
-
-
 def keep_origin(op: Any, inputs: tuple[Any, ...], params: dict[str, Any], output: Value) -> None:
     """Let the result of a call know what it was made of, if its op can tell anything by that."""
-    first = inputs[0]
-    if op.passes_on and type(first) is Value and origin_of(first) is None:
-        return  # the usual case
-    before = [origin_of(x) for x in inputs if type(x) is Value and x.spec.dtype.kind == "f"]
+    before = [x.origin for x in inputs if type(x) is Value and x.spec.dtype.kind == "f"]
     if output.spec.dtype.kind != "f":
         return
     if op.passes_on:
@@ -58,7 +50,7 @@ def asked(x: DLArray, what: str) -> DLArray | None:
     None if x was not made of anything that tells it.
     """
     value = x._value
-    origin = origin_of(value)
+    origin = value.origin
     if origin is None or value.age < horizon():
         return None
     op, inputs = origin.op, [DLArray(v) if type(v) is Value else v for v in origin.inputs]
@@ -81,7 +73,7 @@ def asked(x: DLArray, what: str) -> DLArray | None:
 def line(value: Value) -> Iterator[Value]:
     """The value, and those that it was moved from, back to the one whose op can tell something."""
     yield value
-    origin = origin_of(value)
+    origin = value.origin
     if origin is not None and origin.op.passes_on:
         for x in origin.inputs:
             if type(x) is Value:
@@ -108,7 +100,7 @@ def outline(value: Value, began: int, values: list[Value]) -> Outline | None:
 
     began : values of a lower age tell nothing.
     """
-    origin = origin_of(value)
+    origin = value.origin
     if origin is None or value.age < began:
         return None
     inputs: list[Any] = []

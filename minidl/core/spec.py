@@ -45,17 +45,17 @@ class Value:
     """One array on a tape: a spec and its data. Never changed once made; its identity is its name on the tape.
 
     data is None for an abstract value, as used when a body is run for its structure alone. age numbers the values in
-    the order in which they were made: a recording tells by it what was there before. origin, where it is set, tells
-    what the value was made of (see `core.origin`).
+    the order in which they were made: a recording tells by it what was there before. origin, if it is not
+    None, tells what the value was made of (see `core.origin`).
     """
 
     __slots__ = ("spec", "data", "age", "origin", "__weakref__")
-    origin: Any  # not set by __init__: few values have one
 
     def __init__(self, spec: Spec, data: Any) -> None:
         self.spec = spec
         self.data = data
         self.age = next_age()
+        self.origin: Any = None
 
     def __repr__(self) -> str:
         return f"<Value {self.spec}>"

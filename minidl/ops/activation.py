@@ -149,6 +149,18 @@ def logsigmoid(X: Operand, *, DataFormat: str | None = None) -> DLArray:
     return logsigmoid_(X)
 
 
+@op(MAP)
+def logaddexp(a, b):
+    """log(exp(a) + exp(b)), without overflow."""
+    return maximum(a, b) + log1p(exp(where(eq(a, b), 0, -abs(a - b))))  # of equal infinities the difference is NaN
+
+
+logaddexp.vjps(
+    lambda g, y, a, b: g * sigmoid_(where(eq(a, b), 0, a - b)),
+    lambda g, y, a, b: g * sigmoid_(where(eq(a, b), 0, b - a)),
+)
+
+
 @public
 def stopgradient(X: Any) -> Any:
     """The same numbers as a constant: no derivative goes through, of no order.
@@ -178,7 +190,8 @@ def gelu_(x):
 @op(MAP)
 def gelu_tanh(x):
     """gelu, its distribution function approximated by tanh."""
-    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    z = minimum(maximum(x, -10), 10)  # beyond, tanh is 1 to the last digit, and z^3 would overflow
+    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)))
 
 
 @public

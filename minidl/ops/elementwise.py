@@ -19,7 +19,7 @@ from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import DTypeError, choice
 from minidl.core.op import KERNEL, MAP, VIEW, case, named, op
 from minidl.core.options import options
-from minidl.core.origin import asked, origin_of
+from minidl.core.origin import asked
 from minidl.core.spec import DOUBLE
 
 
@@ -52,16 +52,29 @@ minus.tells(
 )  # fmt: skip
 
 
-@public
 @op(MAP, text="({0} * {1})", neutral=(1.0, 1.0))
-def times(a, b):
+def times_(a, b):
     """Product, element by element."""
 
 
-times.vjps(
+times_.vjps(
     lambda g, y, a, b: g * b, lambda g, y, a, b: g * a,
     is_singular=lambda a, b: not (is_number(a) and math.isfinite(a) or is_number(b) and math.isfinite(b)),
 )  # fmt: skip
+
+
+@public
+def times(a: Operand, b: Operand) -> DLArray:
+    """Product, element by element. A root or a norm times itself is computed as its `square`.
+
+    >>> times(dlarray([1.0, 2.0]), dlarray([3.0, 4.0])).tolist()
+    [3.0, 8.0]
+    """
+    if a is b:
+        known = _known(a, "square", square_of)
+        if known is not None:
+            return known
+    return times_(a, b)
 
 
 @public
@@ -119,6 +132,8 @@ def square(x: Operand) -> DLArray:
     >>> square(dlarray([1.0, -3.0])).tolist()
     [1.0, 9.0]
     """
+    if type(x) is not DLArray or x._value.origin is None:
+        return square_(x)
     known = _known(x, "square", square_of)
     return square_(x) if known is None else known
 
@@ -248,6 +263,8 @@ def log(x: Operand) -> DLArray:
     >>> log(dlarray(1.0)).item(), log(sigmoid(dlarray(-800.0))).item()
     (0.0, -800.0)
     """
+    if type(x) is not DLArray or x._value.origin is None:
+        return log_(x)
     known = log_known(x)
     return log_(x) if known is None else known
 
@@ -263,7 +280,7 @@ def log_rest_known(x: Operand, *, least: float = 0.0) -> DLArray | None:
 
 
 def _known(x: Any, what: str, choice_of: Any, **params: float) -> DLArray | None:
-    if type(x) is not DLArray or origin_of(x._value) is None:
+    if type(x) is not DLArray or x._value.origin is None:
         return None
     found = asked(x, what)
     return None if found is None else DLArray(choice_of(found, DLArray(x._value), **params)._value, x._labels)
@@ -293,6 +310,8 @@ def log2(x: Operand) -> DLArray:
     >>> log2(dlarray(2.0)).item()
     1.0
     """
+    if type(x) is not DLArray or x._value.origin is None:
+        return log2_(x)
     known = log_known(x)
     return log2_(x) if known is None else known * (1 / math.log(2))
 
@@ -312,6 +331,8 @@ def log10(x: Operand) -> DLArray:
     >>> log10(dlarray(10.0)).item()
     1.0
     """
+    if type(x) is not DLArray or x._value.origin is None:
+        return log10_(x)
     known = log_known(x)
     return log10_(x) if known is None else known * (1 / math.log(10))
 

@@ -25,6 +25,7 @@ from minidl.core.op import named
 from minidl.ops import elementwise as e
 from minidl.ops import facts, linear, reduction
 from minidl.ops import shape as _shape  # NumPy has parameters called shape
+from minidl.ops.activation import logaddexp
 from minidl.ops.axes import array, axes_of
 from minidl.ops.views import broadcast, crop, labelled, reorder, view_as
 
@@ -77,6 +78,7 @@ UFUNCS: dict[Any, Callable[..., Any]] = {
     np.deg2rad: lambda x: e.times(x, math.pi / 180), np.rad2deg: lambda x: e.times(x, 180 / math.pi),
     np.maximum: _choosing(e.maximum, e.or_), np.minimum: _choosing(e.minimum, e.and_),
     np.fmax: _choosing(e.larger, e.or_), np.fmin: _choosing(e.smaller, e.and_),
+    np.logaddexp: logaddexp,
     np.equal: e.eq, np.not_equal: e.ne, np.less: e.lt, np.less_equal: e.le, np.greater: e.gt,
     np.greater_equal: e.ge, np.logical_and: e.and_, np.logical_or: e.or_, np.logical_xor: e.xor,
     np.logical_not: e.not_, np.bitwise_and: _logical(e.and_), np.bitwise_or: _logical(e.or_),
