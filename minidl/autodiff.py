@@ -22,7 +22,7 @@ from minidl.core.origin import line
 from minidl.core.places import own_frame
 from minidl.core.spec import Value
 from minidl.core.tape import Call, Tape, going_back, open_tapes, opened, paused, within
-from minidl.core.tree import flatten, paths, unflatten
+from minidl.core.tree import flatten, flatten_whole, paths, unflatten
 
 
 def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +53,7 @@ def dlfeval(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def _evaluated(fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], is_nested: bool = False) -> Any:
     """fun(*args, **kwargs) with a tape of its own, which the dlarrays among the arguments are traced by."""
     tape = Tape()
-    leaves, structure = flatten((args, kwargs))
+    leaves, structure = flatten_whole((args, kwargs))
     tape.given = leaves
     alias = named("alias")
     traced = []

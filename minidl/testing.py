@@ -25,7 +25,7 @@ from minidl.core.op import named
 from minidl.core.options import options
 from minidl.core.random import kept_state, rng
 from minidl.core.spec import DOUBLE, Spec, Value
-from minidl.core.tree import flatten, paths, unflatten
+from minidl.core.tree import flatten, flatten_call, flatten_whole, leaf_paths, unflatten
 
 _REMEDIES = {
     "op": "; its Python depends on values.", "length": "; its Python depends on values.",
@@ -114,11 +114,11 @@ def _evaluated(fun: Callable[..., Any], args: Any) -> Any:
 
 
 def _assert_near(found: Any, wanted: Any, tolerance: float, how: str, is_same_type: bool = True) -> None:
-    a, structure = flatten(found)
-    b, other = flatten(wanted)
+    a, structure = flatten_whole(found)
+    b, other = flatten_whole(wanted)
     if structure != other:
         raise AssertionError(f"assert_accelerable: {how}, the function returns other containers.")
-    for path, x, y in zip(paths(wanted), a, b):
+    for path, x, y in zip(leaf_paths(other), a, b):
         if not is_same_type and isinstance(x, DLArray) and isinstance(y, DLArray):
             x, y = _double(x), _double(y)
         apart = distance(x, y)
@@ -153,7 +153,7 @@ def _with_gradients(fun: Callable[..., Any]) -> Callable[..., Any]:
 
 # other arguments like these -------------------------------------------------------------------------------------
 def _mapped(args: Any, change: Callable[[DLArray], DLArray]) -> Any:
-    leaves, structure = flatten(args)
+    leaves, structure = flatten_whole(args)
     return unflatten(structure, [change(x) if isinstance(x, DLArray) and x.dtype.kind == "f" else x for x in leaves])
 
 
@@ -189,7 +189,7 @@ def _audit(fun: Callable[..., Any], args: Any) -> Recording:
     found: list[Recording] = []
 
     def record(*inside: Any) -> Any:
-        found.append(Recording(fun, *flatten((inside, {}))))
+        found.append(Recording(fun, *flatten_call(inside, {})))
         return found[-1].result
 
     for k in range(2):

@@ -18,6 +18,17 @@ from minidl.accelerate.signature import Signature
 MANY = 3  # values at one place after which a warning explains how to share one trace
 
 
+_ASKING = {  # what a function may ask that says something else each time
+    "clock": "asks {0.path} at {0.where}, which says something else each time; BUT Ask before, and pass the number.",
+    "chance": "draws random numbers of the operating system ({0.path}) at {0.where}, others each time; BUT "
+              "Draw with rand(..., like=x) instead, or pass the numbers in.",
+    "outside": "asks for something outside of the program ({0.path}) at {0.where}, which may change; BUT "
+               "Ask before, and pass what was found.",
+    "frames": "looks at who calls it ({0.path}) at {0.where}, which a replay cannot know; BUT Pass what it needs.",
+    "fill": "fills its argument {0.path} at {0.where}, which a replay would not do; BUT Return a new one instead.",
+}  # fmt: skip
+
+
 def complaints(recording: Recording, name: str) -> list[str]:
     """Why the recorded call cannot be replayed."""
     but = "the result is right, but the call cannot be replayed."
@@ -31,12 +42,27 @@ def complaints(recording: Recording, name: str) -> list[str]:
         f"be followed; {but} Pass it as an argument."
         for line in dict.fromkeys(recording.strangers)
     ]
+    found += [
+        f"{name} returns {what} that it made itself, which a replay could not make again; {but} "
+        "Return dlarrays, numbers, texts, NumPy arrays, and lists, dicts, structs, dataclasses or tuples of these."
+        for what in recording.unkept
+    ]
     if recording.sources:
         kinds = ", ".join(dict.fromkeys(type(x).__name__ for x in recording.sources))
         found.append(
             f"{name} was given a source of data ({kinds}), which may give something else each time; {but} "
             "Read the data first and pass that."
         )
+    found += [
+        f"{name} looks up what it needs by a name that is made at run time ({what}) at {line}, which cannot be "
+        f"followed; {but} Pass it as an argument."
+        for what, line in recording.captures.hidden
+    ]
+    found += [
+        f"{name} uses {path}, an object of a library ({type(x).__name__}) that may be changed without a trace; {but} "
+        "Pass its numbers as a dlarray or a NumPy array."
+        for path, x in recording.opaque
+    ]
     if not recording.captures.is_whole:
         found.append(
             f"{name} reaches more than {MOST_OBJECTS:,} objects besides its arguments, too many to compare; {but} "
@@ -48,11 +74,8 @@ def complaints(recording: Recording, name: str) -> list[str]:
             "Draw with rand(..., like=x) instead, or pass the numbers in."
         )
     for effect in recording.effects:
-        if effect.kind == "clock":
-            found.append(
-                f"{name} asks {effect.path} at {effect.where}, which says something else each time; {but} "
-                "Ask before, and pass the number."
-            )
+        if effect.kind in _ASKING:
+            found.append(f"{name} {_ASKING[effect.kind].format(effect)}".replace("BUT", but))
         elif effect.kind == "change" and effect.is_read:
             found.append(
                 f"{name} reads {effect.path} and changes it at {effect.where}, which will not repeat on replay; {but} "

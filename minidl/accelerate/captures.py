@@ -3,23 +3,27 @@
 Found without running anything, from the code of the function and of all the user's functions that it can reach. An
 object's attribute counts if its name is used anywhere in that code. The code of minidl, of the standard library and of
 installed packages is not followed; the user's functions and objects that their objects hold are. What Python allows to
-hide (an array in a ContextVar, say) is found by other means: a recording refuses arrays that it cannot account for, and
-`testing.assert_accelerable` compares two recordings.
+hide (an array inside of a library's object, say) is found by other means: a recording refuses arrays that it cannot
+account for, and `testing.assert_accelerable` compares two recordings.
 """
 
 from __future__ import annotations
 
+import array
 import collections
+import contextvars
 import dataclasses
 import functools
 import gc
 import io
 import operator
 import random
+import re
 import sys
+import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +46,7 @@ from minidl.accelerate.ownership import (
 )
 from minidl.accelerate.scan import CHANGING, line_of_change, scan, with_inner
 from minidl.core.dlarray import DLArray
-from minidl.core.tree import LEAF
+from minidl.core.tree import LEAF, leaf_paths, rest_of
 
 __all__ = [
     "CHANGING", "MISSING", "Captures", "Leaf", "Source", "attribute", "find_captures", "is_namespace", "is_user_class",
@@ -61,11 +65,18 @@ _ALL = ("getattr", "vars", "eval", "exec", "locals", "__dict__", "__getattribute
 _ANY = (getattr, vars, eval, exec, locals)
 _GIVING = ("__next__", "hasdata")
 _WRAPPERS = (property, staticmethod, classmethod, functools.cached_property, functools.partialmethod)
+_GENERATORS = (
+    np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence, random.Random,
+)  # fmt: skip
 _METHODS = (types.FunctionType, *_WRAPPERS)
+_CODE = (types.FunctionType, types.ModuleType)
 _CONTAINERS = (dict, list, tuple, set, frozenset, collections.deque)
 _FILE = io.IOBase.__mro__[1]  # io.IOBase itself would ask a class for its hash
 _COLLECTIONS = (list, dict, set, collections.deque, bytearray, np.ndarray, _FILE)
-_HOLDING = {collections.UserDict: "data", collections.UserList: "data", collections.ChainMap: "maps"}
+_HOLDING = {
+    collections.UserDict: "data", collections.UserList: "data", collections.ChainMap: "maps",
+    weakref.WeakValueDictionary: "data", weakref.WeakKeyDictionary: "data", weakref.WeakSet: "data",
+}  # fmt: skip
 _BOUND = frozenset(map(id, [types.BuiltinMethodType, types.MethodWrapperType]))
 _OPAQUE = frozenset(map(id, [
     int, float, complex, bool, str, bytes, bytearray, type(None), type(...), range, slice, memoryview, DLArray,
@@ -84,7 +95,7 @@ class Leaf:
 class Source:
     """One place outside of the arguments: a variable, the defaults of a function, an attribute."""
 
-    kind: str  # "cell", "global", "attribute", "default"
+    kind: str  # "cell", "global", "attribute", "default"; "context" (of a ContextVar), "cache" (how full one is)
     holder: Any  # the cell; the dict of globals; the object, or its Leaf; the function
     name: str  # "" is the holder itself
     path: str  # for people
@@ -101,6 +112,10 @@ class Source:
             return dict.get(self.holder, self.name, MISSING)
         if self.kind == "default":
             return getattr(self.holder, self.name)
+        if self.kind == "context":
+            return self.holder.get(MISSING)
+        if self.kind == "cache":
+            return self.holder.cache_info()[1::2]  # misses, how many results it has
         if type(self.holder) is Leaf:
             return attribute(leaves[self.holder.index], self.name) if self.holder.index < len(leaves) else MISSING
         return attribute(self.holder, self.name)
@@ -118,6 +133,10 @@ class Captures(NamedTuple):
     sources: list[Any]
     generators: list[Any]
     is_whole: bool = True  # False: there were too many objects to follow all
+    names: Sequence[str] = ()  # of the leaves of the arguments
+    code: Sequence[Source] = ()  # what the code is and calls: compared like `reads`, but never changed by a call
+    hidden: Sequence[tuple[str, str]] = ()  # what looks up names that are made at run time: (its name, line)
+    theirs: Sequence[tuple[Any, str, str]] = ()  # objects of libraries: (object, path, line)
 
 
 def find_captures(function: Callable[..., Any], leaves: Sequence[Any], structure: Any = None) -> Captures:
@@ -134,7 +153,7 @@ def find_captures(function: Callable[..., Any], leaves: Sequence[Any], structure
     for index, leaf in enumerate(leaves):
         walk.reach(leaf, names[index], "?", Leaf(index))
     walk.reach_types(structure)
-    return walk.captures()
+    return walk.captures()._replace(names=names)
 
 
 def _leaf_names(function: Any, structure: Any, count: int) -> list[str]:
@@ -150,17 +169,7 @@ def _leaf_names(function: Any, structure: Any, count: int) -> list[str]:
     args, kwargs = structure[2]
     names += [f"args[{k}]" for k in range(len(names), len(args[2]))]
     named = [*zip(names, args[2]), *zip(kwargs[1], kwargs[2])]
-    return [path for name, child in named for path in _paths(child, name)]
-
-
-def _paths(structure: Any, path: str) -> Iterator[str]:
-    if structure == LEAF:
-        yield path
-    elif structure is not None:
-        kind, names, children = structure
-        names = names or getattr(kind, "_fields", None)
-        for k, child in enumerate(children):
-            yield from _paths(child, f"{path}.{names[k]}" if names else f"{path}[{k}]")
+    return [path for name, child in named for path in leaf_paths(child, name)]
 
 
 # containers -----------------------------------------------------------------------------------------------------
@@ -196,6 +205,42 @@ def _elements(x: Any) -> list[tuple[Any, Any]]:
     if not issubclass(kind, type) and _is_dataclass(kind):
         return [(field.name, attribute(x, field.name)) for field in dataclasses.fields(kind)]
     return []
+
+
+# what shows that an object is numbers of another library
+_NUMBERS = (
+    "__array__", "__array_interface__", "__dlpack__", "__dataframe__", "__arrow_c_stream__", "toarray", "to_numpy",
+)  # fmt: skip
+_FOLLOWED = (
+    *_CODE, *_WRAPPERS, *_GENERATORS, *_HOLDING, *_CONTAINERS, type, types.MethodType, functools.partial, weakref.ref,
+    types.MappingProxyType, contextvars.ContextVar, threading.local, np.ufunc, np.dtype, operator.itemgetter,
+    operator.attrgetter, operator.methodcaller, re.Pattern, functools._lru_cache_wrapper,
+    array.array, memoryview,
+)  # fmt: skip
+_LOCKS = ("_thread", "threading", "logging", "tqdm", "warnings", "typing")
+
+
+def _home(kind: type) -> str:
+    """The package that a class is of."""
+    return str(class_module(kind)).partition(".")[0]
+
+
+def is_opaque(x: Any, is_given: bool) -> bool:
+    """Whether an object of a library may hold something else at the next call, and nothing tells: its content can be
+    neither followed nor compared. is_given: it is an argument, which is there for its content; of what is captured
+    only numbers (a table, a sparse matrix) are, and not a lock or a logger."""
+    kind = type(x)
+    if id(kind) in _OPAQUE or id(kind) in _BOUND or x is MISSING or issubclass(kind, (np.generic, np.ndarray)):
+        return False
+    home = _home(kind)
+    if is_user_class(kind) or is_namespace(x) or home in ("minidl", *_LOCKS):
+        return False
+    if any(in_classes(mro(kind), name) is not MISSING for name in _NUMBERS) or home in ("ctypes", "_ctypes"):
+        return True
+    if issubclass(kind, (type({}.values()), type({}.keys()), type({}.items()))):
+        return True
+    is_itself = in_classes(mro(kind), "__hash__") in (None, object.__hash__)
+    return is_given and is_itself and not issubclass(kind, _FOLLOWED) and home != "builtins"
 
 
 def _is_readable(file: Any) -> bool:
@@ -255,6 +300,8 @@ class _Walk:
         self.waiting: list[_Place] = []
         self.sources: dict[int, Any] = {}
         self.generators: dict[int, Any] = {}
+        self.code: dict[Any, Source] = {}
+        self.hidden: dict[tuple[str, str], None] = {}
 
     def captures(self) -> Captures:
         """Follow what is read until nothing new turns up."""
@@ -273,7 +320,12 @@ class _Walk:
         reads = [place.source for place in places if self._is_read(place)]
         writes = [place.source for place in places if "store" in self._uses(place) or not self._is_read(place)]
         sources, generators = list(self.sources.values()), list(self.generators.values())
-        return Captures(reads, writes, list(self.codes.values()), sources, generators, self.is_whole)
+        theirs = [
+            (one.x, one.path, one.where) for one in self.objects
+            if not one.is_users and type(one.x) not in _CODE and _home(type(one.x)) not in _LOCKS
+        ]  # fmt: skip
+        captures = Captures(reads, writes, list(self.codes.values()), sources, generators, self.is_whole)
+        return captures._replace(theirs=theirs, code=list(self.code.values()), hidden=list(self.hidden))
 
     def _state(self) -> tuple[Any, ...]:
         counts = [len(self.names), len(self.codes), len(self.places), len(self.objects), len(self.waiting)]
@@ -346,7 +398,7 @@ class _Walk:
     def _source(self, x: Any, leaf: Leaf | None) -> bool:
         """Things that give something else each time."""
         kind = type(x)
-        if issubclass(kind, (np.random.Generator, np.random.RandomState, random.Random)):
+        if issubclass(kind, _GENERATORS):
             self.generators.setdefault(id(x), x)
             return not is_user_class(kind)
         is_file = issubclass(kind, _FILE)
@@ -364,6 +416,12 @@ class _Walk:
             names = x.__func__.__code__.co_varnames if type(x.__func__) is types.FunctionType else ()
             self.reach_loose(x.__self__, names[0] if names else f"{path}.__self__", where)
             self.reach(x.__func__, path, where)
+        elif kind is contextvars.ContextVar:
+            self.place("context", x, "", path, where).uses.add("read")
+        elif kind is functools._lru_cache_wrapper:
+            if type(x.__wrapped__) is types.FunctionType and is_user_function(x.__wrapped__):
+                self.place("cache", x, "", path, where).uses.add("read")
+                self.reach(x.__wrapped__, path, where)
         elif id(kind) in _BOUND:
             self._bound(x, path, where)
         elif issubclass(kind, functools.partial):
@@ -429,10 +487,20 @@ class _Walk:
             self.objects.append(_Object(x, holder, path, where, True, is_class, _fields(kind)))
         elif not is_class and not is_module and not class_module(kind).startswith(("minidl.", "numba", "builtins")):
             self._theirs(own_attributes(x).values(), path, where)
+            self._chance(x, 3)
             self.objects.append(_Object(x, holder, path, where, False, False, _fields(kind)))
         for base, name in _HOLDING.items():
             if any(base is c for c in mro(kind)):
                 self.place("attribute", holder, name, f"{path}.{name}", where).uses.add("read")
+
+    def _chance(self, x: Any, depth: int) -> None:
+        """Random generators that an object of a library has, perhaps inside of other objects."""
+        for y in list(own_attributes(x).values()) if depth and len(self.seen) < MOST_OBJECTS else ():
+            kind = type(y)
+            if issubclass(kind, _GENERATORS):
+                self.generators.setdefault(id(y), y)
+            elif (id(y), None) not in self.seen and not issubclass(kind, (type, types.FunctionType, types.ModuleType)):
+                self._chance(y, depth - 1)
 
     def _theirs(self, values: Any, path: str, where: str) -> None:
         """The user's functions and objects that something of a library holds."""
@@ -447,12 +515,13 @@ class _Walk:
     def reach_types(self, structure: Any) -> None:
         """Follow the methods of the user's containers in a tree of arguments."""
         if isinstance(structure, tuple):
-            kind, _, children = structure
+            kind, _, children = structure[:3]
             if is_user_class(kind) and (id(kind), LEAF) not in self.seen:
                 self.seen[id(kind), LEAF] = kind
                 self.objects.append(_Object(kind, kind, class_name(kind), "?", True, False, _fields(kind)))
             for child in children:
                 self.reach_types(child)
+            self.reach_types(rest_of(structure))
 
     # code
     def _name(self, name: str, use: str, where: str) -> None:
@@ -470,6 +539,7 @@ class _Walk:
         cells = dict(zip(code.co_freevars, contents))
         for inner in with_inner(code):
             self._scan(inner, function, cells)
+        self._code("default", function, "__code__", path, f"{code.co_filename}:{code.co_firstlineno}")
         line, title = f"{code.co_filename}:{code.co_firstlineno}", f"{function.__name__} (default arguments)"
         if function.__defaults__:
             names = code.co_varnames[code.co_argcount - len(function.__defaults__) : code.co_argcount]
@@ -501,11 +571,29 @@ class _Walk:
             else:
                 self.all_at = self.all_at or (where if name in _ALL else "")
                 self.looks_at_types = self.looks_at_types or name == "type"
+                self._code("global", space, name, name, where)  # that no variable hides it
+                self._code("global", known, name, name, where)
+        for base, names in found.bases.items():
+            owner = _content_of(cells[base]) if base in cells else space.get(base)
+            if type(owner) is types.ModuleType and not is_user_module(owner):
+                for name in names:
+                    found_there = own_attributes(owner).get(name)
+                    if callable(found_there) or type(found_there) in (int, float, str, bool, tuple, list):
+                        self._code("attribute", owner, name, f"{base}.{name}", found.where["attribute", name])
+        for name, where in found.formatted.items():
+            if name:
+                self._name(name, "read", where)
+            else:
+                self.all_at = self.all_at or where
+        self.hidden.update(dict.fromkeys([x for x in found.hidden if x[0] not in space or x[0] == "import_module"]))
         self._texts(code, space)
         for (name, dots), where in found.modules.items():
             package = space.get("__package__") or str(space.get("__name__")).rpartition(".")[0]
             above = package.rsplit(".", dots - 1)[0] if dots else ""
             self._module(".".join(filter(None, [above, name])), where)
+
+    def _code(self, kind: str, holder: Any, name: str, path: str, where: str) -> None:
+        self.code.setdefault((kind, id(holder), name), Source(kind, holder, name, path, where))
 
     def _texts(self, code: types.CodeType, space: dict[str, Any]) -> None:
         """Names that are given as texts: globals()["rate"], import_module("config"), methodcaller("step")."""

@@ -16,7 +16,7 @@ from minidl.core.dlarray import DLArray
 from minidl.core.random import CELLS
 from minidl.core.spec import Value
 from minidl.core.tape import alone
-from minidl.core.tree import flatten, paths
+from minidl.core.tree import flatten_shared, leaf_paths
 from minidl.engine.graph import Graph, Id
 
 
@@ -34,10 +34,10 @@ def difference(
         for cell, value in zip(CELLS, after):
             if cell in trace.changed:
                 cell.value = value
-    found, structure = flatten(result)
+    found, structure = flatten_shared(result)
     gaps = {"The structure": float("inf")}
     if structure == recording.structure:
-        gaps = {path: distance(x, y) for path, x, y in zip(paths(result), found, recording.outputs)}
+        gaps = {path: distance(x, y) for path, x, y in zip(leaf_paths(structure), found, recording.outputs)}
     for path, gap in gaps.items():
         if not gap <= tolerance:
             why = _first_difference(trace.graph, recording, tolerance)
@@ -71,7 +71,7 @@ def _first_difference(graph: Graph, recording: Recording, tolerance: float) -> s
 
 def not_finite(trace: Trace, result: Any, inputs: list[Value]) -> str:
     """If a result has NaN or Inf: the first op that gave one, found by replaying op by op, in words; '' if none has."""
-    if all(np.isfinite(host(x._value.data)).all() for x in flatten(result)[0] if isinstance(x, DLArray)):
+    if all(np.isfinite(host(x._value.data)).all() for x in flatten_shared(result)[0] if isinstance(x, DLArray)):
         return ""
     graph = trace.graph
     values = dict(zip(graph.inputs, inputs))

@@ -6,11 +6,17 @@ calls of C functions (`sys.setprofile`, of this thread only, and only if nobody 
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
 import datetime
+import dis
 import io
+import os
+import random
+import re
 import sys
+import threading
 import types
 import zlib
 from collections.abc import Sequence
@@ -19,22 +25,69 @@ from typing import Any
 import numpy as np
 
 from minidl.accelerate.captures import CHANGING, Captures, Source, is_user_file, line_of_change
+from minidl.accelerate.ownership import own_attributes
 from minidl.core.dlarray import DLArray
 from minidl.core.tape import place, set_watch
 from minidl.core.tree import flatten, paths
 
-_CLOCKS = frozenset([
+# C functions by name -> the modules (or classes) that they are of; what they give is another thing at another time
+_CLOCKS = dict.fromkeys([
     "time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
-    "process_time_ns", "now", "utcnow", "today", "urandom",
+    "process_time_ns", "thread_time", "thread_time_ns", "clock_gettime", "clock_gettime_ns", "localtime", "gmtime",
+    "ctime", "asctime", "strftime",
+], ("time",)) | {
+    "now": (), "utcnow": (), "today": (), "times": ("posix", "nt"), "getpid": ("posix", "nt"),
+    "getppid": ("posix", "nt"), "getloadavg": ("posix", "nt"), "getrusage": ("resource",),
+    "get_ident": ("_thread",), "get_native_id": ("_thread",),
+}  # fmt: skip
+_CHANCE = {
+    "urandom": ("posix", "nt"), "getrandom": ("posix",), "generate_time_safe": ("_uuid",), "UuidCreate": ("_uuid",),
+    "RAND_bytes": ("_ssl",),
+}  # fmt: skip
+_FILES = dict.fromkeys(["listdir", "scandir", "stat", "lstat", "access", "readlink", "getcwd"], ("posix", "nt"))
+_OUTSIDE = _FILES | {
+    "open": ("io", "_io", "posix", "nt"), "input": ("builtins",), "system": ("posix", "nt"), "read": ("posix", "nt"),
+    "fork_exec": ("_posixsubprocess",), "CreateProcess": ("_winapi",), "fromfile": ("numpy",), "recv": (),
+    "recv_into": (), "recvfrom": (), "connect": (),
+}  # fmt: skip
+_FRAMES = {"_getframe": ("sys",), "_current_frames": ("sys",), "get_objects": ("gc",), "get_referrers": ("gc",)}
+_KINDS: list[tuple[str, Any]] = [
+    ("clock", _CLOCKS), ("chance", _CHANCE), ("outside", _OUTSIDE), ("frames", _FRAMES),
+]  # fmt: skip
+_SAYING = {name: (kind, homes) for kind, table in _KINDS for name, homes in table.items()}
+# the same of functions in Python
+_CODES = {
+    id(function.__code__): (kind, path)
+    for function, kind, path in [
+        (type(os.environ).__getitem__, "outside", "os.environ"),
+        (type(os.environ).__iter__, "outside", "os.environ"),
+        (random.Random.seed, "chance", "Random()"),
+        (threading.current_thread, "clock", "current_thread"),
+    ]
+}
+# packages whose own business the time and files are: nothing of it gets into results
+_QUIET = frozenset([
+    "minidl", "warnings", "logging", "threading", "tqdm", "importlib", "_frozen_importlib",
+    "_frozen_importlib_external", "zipimport", "pkgutil", "linecache", "traceback", "tokenize", "numba", "llvmlite",
+    "cupy", "cuda", "concurrent", "multiprocessing", "IPython", "ipykernel", "zmq", "jupyter_client", "debugpy",
+    "pydevd", "coverage", "_pytest", "pytest",
 ])  # fmt: skip
-_WATCHED = _CLOCKS | CHANGING | {"print", "pop", "popitem", "popleft", "setdefault", "__setitem__", "__delitem__"}
+_SILENT = frozenset(["warnings", "minidl"])
+_TAKING = {"pop", "popitem", "popleft", "setdefault", "__setitem__", "__delitem__"}
+_WATCHED = _SAYING.keys() | CHANGING | _TAKING | {"print"}
 _CONTAINERS = (list, dict, set, collections.deque, bytearray)
+_FILLED = (np.ndarray, *_CONTAINERS, array.array, memoryview)
 LARGE_BYTES = 1 << 20  # of arrays above this size a checksum is kept, not a copy
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """kind "change", "output" or "clock"; what, and where (file:line); is_read: the function reads what it changes."""
+    """What, and where (file:line).
+
+    kind : "change" (is_read: the function reads what it changes), "fill" (of an argument), "output"; or what it asks
+           that may say something else each time: "clock", "chance", "outside" (files, the environment, other
+           processes), "frames".
+    """
 
     kind: str
     path: str
@@ -50,9 +103,12 @@ class Watch:
         read = {id(source) for source in captures.reads}
         self._sources = [(source, id(source) in read) for source in dict.fromkeys(captures.reads + captures.writes)]
         self._before = [_content(source.read(leaves)) for source, _ in self._sources]
+        self._theirs = [_counts(x) for x, _, _ in captures.theirs]
+        self._given = [(k, _state(x)) for k, x in enumerate(leaves) if isinstance(x, _FILLED)]
         self._lines: dict[int, str] = {}  # container by id -> where a method changed it
         self._calls: dict[Effect, None] = {}
         self.effects: list[Effect] = []
+        self.is_settled = True  # False: results were put into a cache; the next run finds them there
 
     def __enter__(self) -> Watch:
         self._is_profiling = sys.getprofile() is None
@@ -72,14 +128,30 @@ class Watch:
         found = []
         for (source, is_read), before in zip(self._sources, self._before):
             after = _content(source.read(self._leaves))
-            if before.is_same(after):
+            if before.is_same(after) or source.holder is sys.modules:  # a module that was imported just now
+                continue
+            if source.kind == "cache":
+                self.is_settled = False
                 continue
             where = next((self._lines[i] for i in after.containers if i in self._lines), None)
             where = where or line_of_change(self._captures.codes, source.name)
             found.append(Effect("change", _changed_path(source, before, after), where, is_read))
+        for (x, path, line), counts in zip(self._captures.theirs, self._theirs):
+            if any(name in counts and counts[name] != new for name, new in _counts(x).items()):
+                found.append(Effect("change", path, line, True))
+        for k, state in self._given:
+            if _state(self._leaves[k]) != state:
+                path = self._captures.names[k]
+                where = self._lines.get(id(self._leaves[k])) or line_of_change(self._captures.codes, path)
+                found.append(Effect("fill", path, where))
         return found
 
     def _look(self, frame: types.FrameType, event: str, called: Any) -> None:
+        if event == "call":
+            found = _CODES.get(id(frame.f_code))
+            if found is not None and not (found[1] == "Random()" and frame.f_locals.get("a") is not None):
+                self._note(*found, frame.f_back)
+            return
         if event != "c_call" or called.__name__ not in _WATCHED:
             return
         name, owner = called.__name__, getattr(called, "__self__", None)
@@ -91,21 +163,77 @@ class Watch:
         elif isinstance(owner, _CONTAINERS):
             if is_user_file(frame.f_code.co_filename):
                 self._lines[id(owner)] = place(frame.f_code.co_filename, frame.f_lineno)
-        elif name in _CLOCKS and is_user_file(frame.f_code.co_filename):
-            home = getattr(owner, "__name__", "")
-            if home in ("time", "posix", "nt") or owner in (datetime.datetime, datetime.date):
-                self._note("clock", f"{home}.{name}", frame)
+        elif name in _SAYING:
+            self._say(name, owner, called, frame)
+
+    def _say(self, name: str, owner: Any, called: Any, frame: types.FrameType) -> None:
+        """A call of a C function that has the name of one that says something else each time: is it that one?"""
+        kind, homes = _SAYING[name]
+        home = str(getattr(owner, "__name__", None) or getattr(called, "__module__", None) or type(owner).__name__)
+        if homes and home.partition(".")[0] not in homes:
+            return
+        if not homes and not (isinstance(owner, type) and issubclass(owner, datetime.date) or home == "socket"):
+            return
+        if name == "open" and _is_for_writing(frame):
+            return
+        if kind == "frames" and not is_user_file(frame.f_code.co_filename):
+            if frame.f_globals.get("__name__") != "inspect" or frame.f_back is None:
+                return
+            if not is_user_file(frame.f_back.f_code.co_filename):
+                return
+        if kind == "clock" and "-packages" in frame.f_code.co_filename:
+            return  # a library's own: perhaps it was called by the garbage collection, wherever that came
+        if kind == "chance" and _is_seeded(frame):
+            return
+        self._note(kind, name if home in ("builtins", "io", "_io") else f"{home}.{name}", frame)
 
     def _note(self, kind: str, path: str, frame: types.FrameType | None) -> None:
-        while frame is not None and not is_user_file(frame.f_code.co_filename):
-            name = frame.f_globals.get("__name__", "")
-            if name == "warnings" or name.startswith("minidl."):
+        while frame is not None and not _is_users(frame):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in (_QUIET if kind != "output" else _SILENT):
                 return  # a warning, a cache file: not the function's output
             frame = frame.f_back
         if frame is not None:
             where = place(frame.f_code.co_filename, frame.f_lineno)
             if not (path == "write" and Effect(kind, "print", where) in self._calls):  # a print writes
                 self._calls.setdefault(Effect(kind, path, where))
+
+
+def _is_users(frame: types.FrameType) -> bool:
+    """Whether the user's code runs there; generated code belongs to who had it generated."""
+    name, file = frame.f_code.co_filename, frame.f_globals.get("__file__")
+    if name == "<string>" and isinstance(file, str):
+        return is_user_file(file)
+    is_loose = name == "<string>" and str(frame.f_globals.get("__name__")) in ("None", "builtins")
+    return is_user_file(name) and not is_loose
+
+
+def _is_seeded(frame: types.FrameType | None) -> bool:
+    """Whether the numbers are for a RandomState(seed), which draws some of the system's and makes no use of them."""
+    while frame is not None and frame.f_globals.get("__name__") in ("random", "secrets"):
+        frame = frame.f_back
+    if frame is None:
+        return False
+    before = [x for x in dis.get_instructions(frame.f_code) if x.offset < frame.f_lasti]
+    named = [k for k, x in enumerate(before) if x.argval == "RandomState"]
+    loads = [x for x in before[named[-1] + 1 :] if x.opname.startswith("LOAD_")] if named else []
+    if len(loads) != 1:
+        return False
+    spaces = (frame.f_locals, frame.f_globals)
+    name = loads[0].argval
+    seed = name if loads[0].opname == "LOAD_CONST" else next((x[name] for x in spaces if name in x), None)
+    return seed is not None
+
+
+def _is_for_writing(frame: types.FrameType) -> bool:
+    """Whether the call of `open` that a frame is at can only write: told by the mode that stands in the code, or in a
+    variable `mode`."""
+    before = [x for x in dis.get_instructions(frame.f_code) if x.offset <= frame.f_lasti]
+    named = [k for k, x in enumerate(before) if x.argval == "open"]
+    loads = [x for x in before[named[-1] + 1 :] if x.opname.startswith("LOAD_")] if named else []
+    texts: list[Any] = [x.argval for x in loads[1:] if x.opname == "LOAD_CONST"]
+    texts.append(frame.f_locals.get("mode"))
+    modes = [text for text in texts if isinstance(text, str) and re.fullmatch("[rwxabtU+]+", text)]
+    return bool(modes) and modes[0][0] in "wxa" and "+" not in modes[0]
 
 
 # snapshots ------------------------------------------------------------------------------------------------------
@@ -128,20 +256,30 @@ def _content(x: Any) -> _Content:
     return _Content(structure, [_state(leaf) for leaf in leaves], paths(x), _containers(x), leaves)
 
 
+def _counts(x: Any) -> dict[str, Any]:
+    """Numbers and arrays that an object of a library has as attributes: how far it is, if it goes on with each use."""
+    return {
+        name: _state(y) for name, y in list(own_attributes(x).items())
+        if type(y) in (int, float, bool) or type(y) is np.ndarray and not y.dtype.hasobject
+    }  # fmt: skip
+
+
 def _state(x: Any) -> tuple[Any, ...]:
     """Something equal as long as the leaf is as it was. Runs no code of the user's."""
     kind = type(x)
     if kind is DLArray:
         return "dlarray", x._labels, x._value.age
     if isinstance(x, np.ndarray) and not x.dtype.hasobject:
-        if not x.flags.writeable and x.flags.owndata:
-            return "array", id(x)
         data: Any = np.ascontiguousarray(x).data if x.nbytes > LARGE_BYTES else x.tobytes()
         return "array", x.shape, x.dtype, zlib.crc32(data) if x.nbytes > LARGE_BYTES else data
     if isinstance(x, (list, set, frozenset, collections.deque)):
         return kind, [_state(y) for y in tuple(x)]
-    if isinstance(x, bytearray):
+    if isinstance(x, np.ndarray):
+        return "array", x.shape, tuple(map(id, x.reshape(-1).tolist()))
+    if isinstance(x, (bytearray, array.array, memoryview)):
         return kind, bytes(x)
+    if isinstance(x, dict):
+        return kind, [(id(k), _state(y)) for k, y in dict.items(x)]
     if kind in (bool, int, str, bytes):
         return kind, x
     return (kind, repr(x)) if kind in (float, complex) else ("object", id(x))

@@ -22,7 +22,7 @@ from minidl import backends
 from minidl.accelerate import advice, checks, report
 from minidl.accelerate.audits import NEVER, Rerun, audit_after
 from minidl.accelerate.cache import MISSING, Cache
-from minidl.accelerate.recording import Recording, Trace, in_words
+from minidl.accelerate.recording import Recording, Trace, handed_on, in_words
 from minidl.accelerate.report import Captures, Explanation, MissRow, TraceRow
 from minidl.accelerate.signature import Signature, Signer, Tree, plain_key
 from minidl.core.errors import (
@@ -41,7 +41,7 @@ from minidl.core.properties import Properties
 from minidl.core.random import CELLS
 from minidl.core.spec import Value
 from minidl.core.tape import open_tapes, user_frame, user_line
-from minidl.core.tree import flatten, unflatten
+from minidl.core.tree import flatten_call, unflatten
 
 MISSES = 100  # calls that explain() remembers
 
@@ -209,7 +209,7 @@ class AcceleratedFunction(Properties):
         look = None if is_checking else self._cache.recall(args, kwargs, bool(tapes))
         if look is not None and look.trace.hits < look.trace.audit_at and self._is_compiled(look.trace):
             return self._replay(look.trace, look.values, args)
-        leaves, structure = flatten((args, kwargs))
+        leaves, structure = flatten_call(args, kwargs)
         trace, values = look or self._cache.look_up(leaves, structure, bool(tapes))
         if trace is MISSING:
             return self._record(leaves, structure)
@@ -263,7 +263,7 @@ class AcceleratedFunction(Properties):
     def _audit_traced(self, trace: Trace, /, *args: Any, **kwargs: Any) -> Rerun | None:
         """`_audit` of a call whose arguments dlfeval has traced."""
         values = trace.inputs(args, kwargs)
-        return None if values is None else self._audit(trace, values, *flatten((args, kwargs)))
+        return None if values is None else self._audit(trace, values, *flatten_call(args, kwargs))
 
     def _replay_known(self, args: tuple[Any, ...], kwargs: dict[str, Any], is_in_dlfeval: bool) -> tuple[Any] | None:
         """The results, in a tuple, if the arguments are results of earlier calls that a recent trace has met before."""
@@ -279,8 +279,8 @@ class AcceleratedFunction(Properties):
 
     def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The function itself, on copies of the containers: as it is called when it is recorded."""
-        leaves, structure = flatten((args, kwargs))
-        args, kwargs = unflatten(structure, leaves)
+        leaves, structure = flatten_call(args, kwargs)
+        args, kwargs = unflatten(structure, handed_on(leaves))
         return self._function(*args, **kwargs)
 
     def _replay(

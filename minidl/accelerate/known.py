@@ -18,7 +18,7 @@ from minidl.accelerate.signature import Array, guard_of
 from minidl.core import handout
 from minidl.core.handout import Handout, is_suitable
 from minidl.core.spec import Value
-from minidl.core.tree import LEAF, count_leaves
+from minidl.core.tree import LEAF, count_leaves, shared_of
 from minidl.engine.devices import DeviceFrame, DeviceProgram
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def known_calls(trace: Trace, program: Any) -> KnownCalls | None:
     inputs = len(trace.signature.pattern)
     is_right = (
         trace.has_handles_alone and trace.is_distinct and not trace.changed and is_suitable(trace.structure)
+        and shared_of(trace.signature.arguments.structure) is None  # no container is there twice
         and all(k < inputs for k, _ in program.targets)  # no random numbers
         and not any(isinstance(source.holder, Leaf) for source in trace.signature.plan.sources)
         and not any(form.spec.size == 1 for _, form in trace.outlines)  # a number may be moved without its origin

@@ -9,6 +9,7 @@ import functools
 import os
 import pickle
 import random
+import sys
 import threading
 import time
 import traceback
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from minidl import backends
-from minidl.accelerate.captures import find_captures
+from minidl.accelerate.captures import find_captures, is_opaque
 from minidl.accelerate.effects import Effect, Watch
 from minidl.accelerate.known import KnownCalls, known_calls
-from minidl.accelerate.signature import Guard, Plan, Signature, Signer, Tree, guard_of, plain_key
+from minidl.accelerate.results import given_again, unkept
+from minidl.accelerate.signature import Guard, Plain, Plan, Signature, Signer, Tree, guard_of, plain_key
 from minidl.backends import precision
 from minidl.core.dlarray import DLArray
 from minidl.core.handout import Handout
@@ -31,7 +33,7 @@ from minidl.core.origin import filled_in, outline
 from minidl.core.random import CELLS, LOCK, STATE_SPEC, Cell
 from minidl.core.spec import TYPE_NAMES, Value
 from minidl.core.tape import Call, Tape, open_tapes, opened
-from minidl.core.tree import builder, flatten, unflatten
+from minidl.core.tree import builder, flatten, flatten_shared, leaf_paths, unflatten
 from minidl.engine.compile import compile_graph
 from minidl.engine.devices import DeviceFrame
 from minidl.engine.graph import Graph, Id, from_tape
@@ -53,13 +55,17 @@ class Recording:
         self._arguments = Tree(structure, signer.leaves(leaves, plain_key))
         self._argument_values = list(signer.values)
         self._leaves = leaves
-        captured = Plan(self.captures.reads).tree(leaves, signer)
+        sources = [*self.captures.reads, *self.captures.code]
+        captured = Plan(sources).tree(leaves, signer)
         self.values, self._captured = signer.values, captured
+        self.opaque = [(path, x) for path, x in zip(self.captures.names, leaves) if is_opaque(x, True)]
+        found = zip(sources, captured.structure[2])
+        places = zip([path for source, child in found for path in leaf_paths(child, source.path)], captured.leaves)
+        self.opaque += [(path, x.x) for path, x in places if isinstance(x, Plain) and is_opaque(x.x, False)]
         self.before = [cell.value for cell in CELLS]
         for value in self.values + self.before:
             self.tape.add_root(value)
-        inside = [DLArray(x._value, x._labels) if isinstance(x, DLArray) else x for x in leaves]
-        args, kwargs = unflatten(structure, inside)
+        args, kwargs = unflatten(structure, handed_on(leaves))
         host = _host_generators(leaves + self.captures.generators)
         watch = Watch(self.captures, leaves)
         try:
@@ -69,10 +75,12 @@ class Recording:
             self.put_back()
             raise
         self.effects: list[Effect] = watch.effects
+        self._is_settled = watch.is_settled
         self.has_host_draws = host != _host_generators(leaves + self.captures.generators)
         self.changed = self._changed()
-        outputs, self.structure = flatten(self.result)
-        self.outputs = [DLArray(x._value, x._labels) if isinstance(x, DLArray) else x for x in outputs]
+        outputs, self.structure = flatten_shared(self.result)
+        self.unkept = unkept(outputs, self.structure, self._arguments.leaves + captured.leaves)
+        self.outputs = [x if type(x) is DLArray or self.unkept else given_again(x) for x in handed_on(outputs)]
         self.result = unflatten(self.structure, self.outputs)  # handles and containers of its own, as from a replay
         self.telling: list[Value] = []  # what results were made of (see `core.origin`)
         outlines = [outline(x._value, self.tape.began, self.telling) for x in self._arrays_out()]
@@ -104,9 +112,10 @@ class Recording:
         ]
         if any(self.tape.was_before(x._value) and id(x._value) not in known for x in self._arrays_out()):
             self.strangers.append("its result")
-        found, _ = flatten([source.read(self._leaves) for source in self.captures.reads]) if pinned else ([], None)
+        sources = [*self.captures.reads, *self.captures.code]
+        found, _ = flatten([source.read(self._leaves) for source in sources]) if pinned else ([], None)
         pins = [i for i, x in enumerate(found) if isinstance(x, DLArray) and id(x._value) in pinned]
-        self.plan = Plan(self.captures.reads, frozenset(pins))
+        self.plan = Plan(sources, frozenset(pins))
         if pins:
             signer = Signer()
             signer.leaves(self._leaves, plain_key)
@@ -141,9 +150,17 @@ class Recording:
         return [cell for cell, value in now if cell.value is not value and self.tape.knows(cell.value)]
 
     def is_alone(self) -> bool:
-        """Whether no other thread drew random numbers between those that the function drew."""
+        """Whether no other thread drew random numbers between those that the function drew, and no cache was filled:
+        otherwise the call is right, but no recording to keep."""
+        if not self._is_settled:
+            return False
         states = [x for call in self.tape.calls for x in call.inputs if isinstance(x, Value) and x.spec == STATE_SPEC]
         return not states or all(map(self.tape.knows, states + [cell.value for cell in CELLS]))
+
+
+def handed_on(leaves: list[Any]) -> list[Any]:
+    """What a function gets for the leaves of its arguments, and gives for those of its results: handles of its own."""
+    return [DLArray(x._value, x._labels) if isinstance(x, DLArray) else x for x in leaves]
 
 
 def _roots(value: Value, made: dict[int, Call]) -> list[Value]:
@@ -164,10 +181,25 @@ def _roots(value: Value, made: dict[int, Call]) -> list[Value]:
 
 def _host_generators(given: Sequence[Any]) -> bytes:
     """The state of Python's and NumPy's global generators, and of generators among the given objects."""
-    states: list[Any] = [x.bit_generator.state for x in given if isinstance(x, np.random.Generator)]
-    states += [x.get_state() for x in given if isinstance(x, np.random.RandomState)]
-    states += [x.getstate() for x in given if type(x) is random.Random]
+    states = [_state_of(x) for x in given]
+    torch: Any = sys.modules.get("torch")
+    states.append(bytes(torch.get_rng_state().numpy()) if hasattr(torch, "get_rng_state") else None)
     return pickle.dumps((random.getstate(), np.random.get_state(), states))
+
+
+def _state_of(x: Any) -> Any:
+    """Of a random generator of the host's; None of anything else."""
+    if isinstance(x, np.random.Generator):
+        return x.bit_generator.state
+    if isinstance(x, np.random.BitGenerator):
+        return x.state
+    if isinstance(x, np.random.SeedSequence):
+        return x.n_children_spawned
+    if isinstance(x, np.random.RandomState):
+        return x.get_state()
+    if isinstance(x, random.Random) and not isinstance(x, random.SystemRandom):
+        return random.Random.getstate(x)
+    return None
 
 
 class Trace:
@@ -344,10 +376,10 @@ class _Plain:
     """An output that is no dlarray: part of the trace."""
 
     def __init__(self, kept: Any) -> None:
-        self._kept = kept.copy() if isinstance(kept, np.ndarray) else kept
+        self._kept = given_again(kept)
 
     def value(self) -> Any:
-        return self._kept.copy() if isinstance(self._kept, np.ndarray) else self._kept
+        return given_again(self._kept)
 
 
 def _replay_op(trace: Trace) -> Op:

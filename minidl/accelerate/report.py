@@ -15,9 +15,10 @@ from minidl.accelerate.recording import Trace
 from minidl.accelerate.signature import Array, ById, Plain, Signature
 from minidl.core.labels import describe
 from minidl.core.spec import TYPE_NAMES
-from minidl.core.tree import LEAF
+from minidl.core.tree import LEAF, rest_of
 
-_CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType, np.ufunc)
+_CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType,
+         types.CodeType, np.ufunc)  # fmt: skip
 
 
 # leaf by leaf ---------------------------------------------------------------------------------------------------
@@ -32,7 +33,7 @@ class Item(NamedTuple):
 
 def items(signature: Signature, function: Callable[..., Any]) -> dict[str, Item]:
     """Everything that a signature fixes, by path; containers too."""
-    _, _, (args, kwargs) = signature.arguments.structure
+    args, kwargs = signature.arguments.structure[2]
     leaves = iter(signature.arguments.leaves)
     found: list[Item] = []
     for name, child in zip(argument_names(function, len(args[2])), args[2]):
@@ -64,7 +65,7 @@ def _walk(structure: Any, leaves: Iterator[Array | Plain], path: str, is_capture
         leaf = next(leaves)
         yield Item(path, leaf_text(leaf), leaf, is_captured)
         return
-    kind, names, children = structure
+    kind, names, children = structure[:3]
     if names is None:
         names = getattr(kind, "_fields", None)
     yield Item(path, f"{kind.__name__} of {len(children)}", None, is_captured)
@@ -73,6 +74,9 @@ def _walk(structure: Any, leaves: Iterator[Array | Plain], path: str, is_capture
         if names is not None and not isinstance(names[k], str):
             inner = f"{path}[{names[k]!r}]"
         yield from _walk(child, leaves, inner, is_captured)
+    rest = rest_of(structure)
+    for name, child in zip(rest[1], rest[2]) if rest is not None else ():
+        yield from _walk(child, leaves, f"{path}.{name}", is_captured)
 
 
 def leaf_text(leaf: Array | Plain) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import re
+import string
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
@@ -15,6 +16,9 @@ CHANGING = frozenset([
     "append", "appendleft", "extend", "extendleft", "insert", "add", "update", "write", "writelines", "clear", "remove",
     "discard", "sort", "reverse", "push",
 ])  # fmt: skip
+_HIDING = ("eval", "exec", "globals", "__import__", "import_module", "modules")
+_SUBSCRIPT = 26  # since Python 3.14 an operator like others
+_FORMATTING = ("format", "format_map", "vformat")
 _ASKING = ("getattr", "hasattr", "setattr", "delattr")
 _CELLS = ("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF")
 _GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
@@ -38,6 +42,8 @@ class Scan:
         self.texts = [x for x in code.co_consts if isinstance(x, str)]
         self.words = {word for text in self.texts for word in re.findall(r"[^\W\d]\w*", text)}
         self.makes_text = False
+        self.hidden: list[tuple[str, str]] = []  # what looks up names that are made at run time: (its name, line)
+        self.formatted: dict[str, str] = {}  # attributes named in texts that are formatted -> line; "": any
         self.changes: list[tuple[str, str]] = []  # (name, line), the surest first
         self.first = code.co_varnames[0] if code.co_argcount else ""  # self, in a method
         self._file, maybe = code.co_filename, list[tuple[str, str]]()
@@ -46,6 +52,13 @@ class Scan:
         for k, (op, value, line) in enumerate(found):
             self.makes_text |= op.startswith("FORMAT_") or value in ("repr", "str", "format", "print")
             kind, use = _LOADS.get(op, ""), _use(found[k + 1 : k + 6])
+            is_hiding = kind and value in _HIDING and (value != "modules" or found[k - 1][1] == "sys")
+            if is_hiding and not _is_given(value, found[k + 1 : k + 10]):
+                self.hidden.append((value, self._at(line)))
+            if kind == "attribute" and value in _FORMATTING:
+                given = found[k - 1][1] if k and found[k - 1][0] == "LOAD_CONST" else None
+                for name in _attributes_in(given) if isinstance(given, str) else [""]:
+                    self.formatted.setdefault(name, self._at(line))
             if op.startswith(("STORE_", "DELETE_")):
                 kind, use = _STORES.get(op.partition("_")[2], ""), "store"
             if op == "LOAD_NAME" and value.startswith("__"):
@@ -98,6 +111,34 @@ def _use(following: list[Instruction]) -> str:
         else:
             return "change" if (op, keys) in (("STORE_SUBSCR", 1), ("STORE_SLICE", 2)) else "read"
     return "read"
+
+
+def _is_given(name: str, following: list[Instruction]) -> bool:
+    """Whether what looks up a name gets it as a text that stands in the code: globals()["rate"], eval("rate")."""
+    after = following[1:] if name == "globals" and following[:1] and following[0][0].startswith("CALL") else following
+    if name == "globals" and after and after[0][0] in ("LOAD_ATTR", "LOAD_METHOD"):
+        after = after[1:]  # globals().get("rate")
+    if not after or after[0][0] != "LOAD_CONST" or not isinstance(after[0][1], str):
+        return not after
+    for k, (op, value, _) in enumerate(after[1:]):
+        if op.endswith("_SUBSCR") or (op, value) == ("BINARY_OP", _SUBSCRIPT):
+            return k == 0
+        if op.startswith("CALL"):
+            return True
+        if op.startswith(("BINARY_", "FORMAT_", "BUILD_")):
+            return False
+    return True
+
+
+def _attributes_in(text: str) -> list[str]:
+    """The attributes that a text asks for when it is formatted: "{0.rate:.2f}"."""
+    try:
+        fields = [field or "" for _, field, _, _ in string.Formatter().parse(text)]
+        fields += [inner or "" for _, _, spec, _ in string.Formatter().parse(text)
+                   for _, inner, _, _ in string.Formatter().parse(spec or "")]  # fmt: skip
+    except ValueError:
+        return [""]
+    return [name for field in fields for name in re.findall(r"\.([^.\[\]]+)", field)]
 
 
 def _texts_until_call(following: list[Instruction]) -> Iterator[str]:

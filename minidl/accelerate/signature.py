@@ -8,58 +8,104 @@ from __future__ import annotations
 
 import array
 import collections
+import datetime
+import decimal
 import enum
 import itertools
 import types
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minidl.accelerate.captures import MISSING, Leaf, Source, is_namespace, is_user_class
-from minidl.core.dlarray import DLArray, is_unchangeable
+from minidl.core.dlarray import DLArray
 from minidl.core.spec import Spec, Value
-from minidl.core.tree import LEAF, count_leaves, flatten
+from minidl.core.tree import (
+    LEAF,
+    Layout,
+    attributes,
+    count_leaves,
+    elements,
+    flatten,
+    is_changeable,
+    keys_of,
+    layout,
+    others,
+    rest_of,
+    shared_of,
+)
 
 # keys -----------------------------------------------------------------------------------------------------------
 _PYTHON_TWINS = (np.float64, np.bool_, np.int64, np.str_, np.bytes_)  # behave as float, bool, int, str and bytes do
-_CHANGEABLE = (np.ndarray, set, list, collections.deque, bytearray, array.array, memoryview)
+_CHANGEABLE = (np.ndarray, set, list, collections.deque, bytearray, array.array, memoryview, weakref.ref)
+_DATES = (datetime.datetime, datetime.time)
 
 
 def plain_key(x: Any) -> Hashable:
-    """What stands for an argument that is no dlarray: its value where it is plain data, otherwise the object itself."""
+    """What stands for an argument that is no dlarray: its value where it is plain data, otherwise the object itself.
+
+    What Python can tell apart has different keys, though it may be equal: 0.0 and -0.0, 1 and True, two time zones.
+    """
     if isinstance(x, np.ndarray) and x.ndim == 0 and type(x) is np.ndarray:
         x = x[()]
     if isinstance(x, _PYTHON_TWINS):
         x = x.item()
+    kind = type(x)
+    if kind is int or kind is str or kind is bool:
+        return kind, x
     if isinstance(x, float):
-        return (type(x), "nan") if x != x else (type(x), x, str(x)[0] == "-")
+        return (kind, "nan") if x != x else (kind, x, str(x)[0] == "-")
+    if isinstance(x, complex):
+        return kind, plain_key(x.real), plain_key(x.imag)
     if isinstance(x, np.ndarray):
         if x.dtype.hasobject:
-            return type(x), x.shape, tuple(map(plain_key, x.reshape(-1).tolist()))
-        if type(x) is np.ndarray:
-            return type(x), x.shape, x.dtype, x.tobytes()
+            return kind, x.shape, tuple(map(plain_key, x.reshape(-1).tolist()))
+        if kind is np.ndarray:
+            return kind, x.shape, x.dtype, x.tobytes()
         beside = tuple([(name, plain_key(y)) for name, y in getattr(x, "__dict__", {}).items()])  # a mask, units
-        return type(x), x.shape, x.dtype, np.asarray(x).tobytes(), beside
+        return kind, x.shape, x.dtype, np.asarray(x).tobytes(), beside
     if isinstance(x, np.generic):
-        return type(x), x.dtype, x.tobytes()
-    if isinstance(x, set):
-        return type(x), frozenset(map(plain_key, x))
-    if isinstance(x, slice):
-        return type(x), tuple(map(plain_key, (x.start, x.stop, x.step)))
-    if isinstance(x, (list, tuple, collections.deque)):
-        return type(x), tuple(map(plain_key, x))
+        return kind, x.dtype, x.tobytes()
+    if isinstance(x, (set, frozenset)):
+        return kind, frozenset(map(plain_key, x))
+    if isinstance(x, (slice, range)):
+        return kind, tuple(map(plain_key, (x.start, x.stop, x.step)))
+    if isinstance(x, collections.deque):
+        return kind, x.maxlen, tuple(map(plain_key, x))
+    if isinstance(x, (list, tuple)):
+        return kind, tuple(map(plain_key, x))
     if isinstance(x, dict):
-        return type(x), tuple([(plain_key(name), plain_key(y)) for name, y in x.items()])
-    if isinstance(x, (bytearray, array.array, memoryview)):
-        return type(x), bytes(x)
+        return kind, tuple([(plain_key(name), plain_key(y)) for name, y in x.items()])
+    if isinstance(x, array.array):
+        return kind, x.typecode, x.tobytes()
+    if isinstance(x, memoryview):
+        return kind, x.format, x.shape, x.readonly, x.tobytes()
+    if isinstance(x, bytearray):
+        return kind, bytes(x)
+    if isinstance(x, decimal.Decimal):
+        return kind, x.as_tuple()
+    if isinstance(x, _DATES):
+        return kind, x.replace(tzinfo=None, fold=0), x.fold, ById(x.tzinfo)
     if isinstance(x, types.MethodType):  # a new object at each look, and equal to one of an equal instance
-        return type(x), x.__func__, ById(x.__self__)
+        return kind, x.__func__, ById(x.__self__)
+    if isinstance(x, weakref.ref):
+        return kind, ById(x), x() is None
     try:
         hash(x)
-        return type(x), x
+        return kind, x
     except TypeError:
         return ById(x)
+
+
+def _is_frozen(x: np.ndarray) -> bool:
+    """Whether nobody can ever change these numbers: they are those of a bytes object. A read-only array's owner may
+    make it writeable again."""
+    base: Any = x
+    while type(base) is np.ndarray and not base.flags.writeable:
+        base = base.base
+    return type(base) is bytes
 
 
 def captured_key(x: Any) -> Hashable:
@@ -145,7 +191,7 @@ class Signer:
 
 
 def _plain(x: Any, key: Hashable) -> Plain:
-    if type(x) is np.ndarray and x.ndim and not x.dtype.hasobject and not is_unchangeable(x):
+    if type(x) is np.ndarray and x.ndim and not x.dtype.hasobject and not _is_frozen(x):
         shape, dtype, data = key[1:]  # type: ignore[index]
         x = np.frombuffer(data, dtype).reshape(shape)  # what it is now, and the caller's array need not be kept
     return Plain(key, x)
@@ -203,18 +249,20 @@ def guard_of(signature: Signature, trees: Sequence[int] = ()) -> Guard:
     trees : positional arguments that are known to fit. They are not looked at, and their values are left out.
     """
     writer = _Writer()
-    _, _, (args, kwargs) = signature.arguments.structure
+    args, kwargs = signature.arguments.structure[2]
     leaves = iter(signature.arguments.leaves)
     writer.tree("args", args, leaves, "plain_key", trees)
-    writer.tree("kwargs", kwargs, leaves, "captured_key" if kwargs is None else "plain_key")
-    _, _, children = signature.captured.structure
+    writer.tree("kwargs", kwargs, leaves, "plain_key")
+    writer.sharing(shared_of(signature.arguments.structure))
+    writer.is_whole = False
+    children = signature.captured.structure[2]
     leaves = iter(signature.captured.leaves)
     for source, child in zip(signature.plan.sources, children):
         writer.tree(writer.read(source), child, leaves, "captured_key")
     text = "\n    ".join(["def guard(args, kwargs):", *writer.lines, f"return [{', '.join(writer.values)}]"])
     exec(compile(text, "<guard>", "exec"), writer.space)
     found = writer.space["guard"]
-    if not signature.plan.sources:
+    if not signature.plan.sources and not writer.may_fail:
         return found
 
     def careful(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Value] | None:
@@ -235,8 +283,12 @@ class _Writer:
         self.leaves: list[str] = []
         self.space: dict[str, Any] = {
             "DLArray": DLArray, "plain_key": plain_key, "captured_key": captured_key, "same_array": same_array,
-            "MISSING": MISSING,
+            "MISSING": MISSING, "elements": elements, "keys_of": keys_of, "others": others, "attributes": attributes,
         }  # fmt: skip
+        self.is_whole = True  # of arguments everything counts (`flatten_whole`); of captures what the code names
+        self.may_fail = False
+        self.objects: list[tuple[str, Any]] = []  # variables with what can be changed; equal keys may be one object
+        self._taken: list[Any] = []
         self._count = 0
 
     def new(self) -> str:
@@ -261,6 +313,8 @@ class _Writer:
             text = f"{self.constant(holder)}.cell_contents"
         elif source.kind == "global":
             text = f"{self.constant(holder)}.get({name!r}, MISSING)"
+        elif source.kind == "default":
+            text = f"{self.constant(holder)}.{name}"
         else:
             text = f"{self.constant(holder)}.__dict__[{name!r}]"
         x = self.new()
@@ -277,17 +331,23 @@ class _Writer:
         if structure == LEAF:
             self.leaf(x, next(leaves), key)
             return
-        kind, names, children = structure
+        kind, names, children = structure[:3]
         if x not in ("args", "kwargs"):
             self.unless(f"type({x}) is not {self.constant(kind)}")
+        place, start = len(self.objects), len(self._taken)
+        if self.is_whole and is_changeable(structure):
+            self.objects.append((x, None))
         inner = [self.new() for _ in children]
         if names is None:
-            self.unless(f"len({x}) != {len(children)}")
-            values = x
+            values = x if _has_methods(kind, list if issubclass(kind, list) else tuple) else self.let(f"elements({x})")
+            self.unless(f"len({values}) != {len(children)}")
         elif issubclass(kind, dict):
-            self.unless(f"tuple({x}) != {self.constant(names)}" if names else x)
-            values = f"{x}.values()" if kind.values is dict.values else f"dict.values({x})"
+            is_plain = _has_methods(kind, dict)
+            keys = f"tuple({x})" if is_plain else f"keys_of({x})"
+            self.unless(f"{keys} != {self.constant(names)}" if names or not is_plain else x)
+            values = f"{x}.values()" if is_plain else f"elements({x})"
         else:
+            self.may_fail = True
             values = "".join(f"{x}.{name}, " for name in names)
         if inner:
             self.lines.append(f"{', '.join(inner)}, = {values}")
@@ -296,9 +356,51 @@ class _Writer:
                 collections.deque(itertools.islice(leaves, count_leaves(child)), 0)
             else:
                 self.tree(y, child, leaves, key)
+        if self.is_whole and (form := layout(kind)) is not None and (form.has_dict or form.slots):
+            self.rest(x, structure, form, leaves, key)
+        if self.is_whole and is_changeable(structure):
+            self.objects[place] = x, (structure, tuple(self._taken[start:]))
+
+    def rest(self, x: str, structure: Any, form: Layout, leaves: Iterator[Array | Plain], key: str) -> None:
+        """Check what a container holds besides its elements."""
+        if rest_of(structure) is not None:
+            inside, self.objects = self.objects, []
+            self.tree(self.let(f"others({x})"), structure[3], leaves, key)
+            self.objects = inside + self.objects[1:]  # the dict of attributes is made for this check alone
+        elif form.slots:
+            fields = structure[1] if form.base is object else ()
+            self.unless(f"len(attributes({x})) != {len(fields)}")
+        elif form.base is object:
+            self.unless(f"len({x}.__dict__) != {len(structure[1])}")
+        else:
+            self.unless(f"{x}.__dict__")
+
+    def let(self, text: str) -> str:
+        """A new variable with that content."""
+        x = self.new()
+        self.lines.append(f"{x} = {text}")
+        return x
+
+    def sharing(self, shared: Sequence[int] | None) -> None:
+        """Check which arguments are the same object, among those that may be as far as has been checked."""
+        first = range(len(self.objects)) if shared is None else shared
+        alike: dict[Any, dict[int, list[str]]] = {}
+        for k, (x, key) in enumerate(self.objects):
+            alike.setdefault(key, {}).setdefault(first[k], []).append(x)
+        for groups in alike.values():
+            for same in groups.values():
+                if len(same) > 1:
+                    self.unless(f"not ({' is '.join(same)})")
+            if len(groups) == 2:
+                self.unless(" is ".join([same[0] for same in groups.values()]))
+            elif len(groups) > 2:
+                self.unless(f"len({{{', '.join(f'id({same[0]})' for same in groups.values())}}}) != {len(groups)}")
 
     def leaf(self, x: str, leaf: Array | Plain, key: str) -> None:
         self.leaves.append(x)
+        self._taken.append(leaf)
+        if self.is_whole and isinstance(leaf, Array):
+            self.objects.append((x, leaf.place))
         if isinstance(leaf, Plain):
             self.plain(x, leaf, key)
             return
@@ -316,17 +418,23 @@ class _Writer:
             self.unless(f"{x} is not {self.constant(leaf.x)}")
         elif type(leaf.x) is np.ndarray and leaf.x.ndim and not leaf.x.dtype.hasobject:
             same = f"same_array({x}, *{self.constant(leaf.key)})"
-            known = f"{x} is not {self.constant(leaf.x)} and " if is_unchangeable(leaf.x) else ""
+            known = f"{x} is not {self.constant(leaf.x)} and " if _is_frozen(leaf.x) else ""
             self.unless(f"{known}not {same}")
         else:
             known = "" if isinstance(leaf.x, _CHANGEABLE) else f"{x} is not {self.constant(leaf.x)} and "
             self.unless(f"{known}{key}({x}) != {self.constant(leaf.key)}")
 
 
+def _has_methods(kind: Any, base: Any) -> bool:
+    """Whether a subclass shows its elements as its base does."""
+    names = ("__iter__", "__len__", "values") if base is dict else ("__iter__", "__len__")
+    return all([getattr(kind, name) is getattr(base, name) for name in names])
+
+
 def _has_plain_access(source: Source) -> bool:
     """Whether a short expression reads the source without running anybody's code."""
-    if source.kind in ("cell", "global"):
-        return source.kind == "global" or source.read(()) is not MISSING
+    if source.kind in ("cell", "global", "default"):
+        return source.kind != "cell" or source.read(()) is not MISSING
     kind = type(source.holder)
     plain = (object.__getattribute__, types.ModuleType.__getattribute__)
     if source.kind != "attribute" or isinstance(source.holder, type) or kind.__getattribute__ not in plain:

@@ -97,7 +97,7 @@ class DLArray:
             return f"{head} (abstract)"
         if not spec.size:
             return f"{head} (empty)"
-        return f"{head}\n\n{np.array2string(host(self._value.data), prefix='', threshold=200, precision=4)}"
+        return f"{head}\n\n{np.array2string(numbers(self), prefix='', threshold=200, precision=4)}"
 
     def __len__(self) -> int:
         if not self.shape:

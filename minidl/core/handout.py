@@ -188,6 +188,6 @@ def is_suitable(structure: Any) -> bool:
     """Whether a tree of this structure (of `core.tree`) can be handed out: struct, dict, list, tuple of dlarrays."""
     if structure is None or structure == LEAF:
         return True
-    kind, _, children = structure
+    kind, _, children = structure[:3]
     is_plain = kind in (struct, dict, list, tuple) or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
-    return is_plain and all(map(is_suitable, children))
+    return is_plain and len(structure) == 3 and all(map(is_suitable, children))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import itertools
+import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from minidl.core.dlarray import DLArray
 from minidl.core.errors import ShapeError
+from minidl.core.struct import struct
+
+LEAF = "*"
+# A structure is None, LEAF or (type, names, structures of the elements); `names` are the keys of a dict, the fields of
+# a dataclass, None for sequences. A fourth item holds its other attributes: see `flatten_whole`.
+# The last item of a whole structure may be a `Shared`.
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -16,33 +26,230 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     return leaves, _structure(tree, leaves)
 
 
-LEAF = "*"
-
-
 def _structure(tree: Any, leaves: list[Any]) -> Any:
     kind = type(tree)
     if isinstance(tree, dict):
-        return kind, tuple(tree), tuple([_structure(x, leaves) for x in tree.values()])
+        return kind, _keys(tree), tuple([_structure(x, leaves) for x in tree.values()])
     if kind is list or isinstance(tree, tuple):
         return kind, None, tuple([_structure(x, leaves) for x in tree])
     if tree is None:
         return None
     if hasattr(kind, "__dataclass_fields__"):
-        names = tuple(field.name for field in dataclasses.fields(tree))
+        names = tuple([field.name for field in dataclasses.fields(tree) if hasattr(tree, field.name)])
         return kind, names, tuple([_structure(getattr(tree, name), leaves) for name in names])
     leaves.append(tree)
     return LEAF
+
+
+class Keys(tuple[Any, ...]):
+    """Keys of a dict that are not all texts: equal if their types are equal too, as 1, True and 1.0 are not."""
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        is_like = isinstance(other, tuple) and len(self) == len(other)
+        return is_like and list(map(_typed, self)) == list(map(_typed, other))  # type: ignore[call-overload]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def _typed(x: Any) -> Any:
+    kind = type(x)
+    if kind is float or kind is complex:
+        return kind, repr(x)
+    if kind is tuple:
+        return kind, tuple(map(_typed, x))
+    return (kind, frozenset(map(_typed, x))) if kind is frozenset else (kind, x)
+
+
+def _keys(tree: Any) -> tuple[Any, ...]:
+    keys = tuple(tree)
+    return keys if all([type(key) is str for key in keys]) else Keys(keys)
+
+
+# whole objects --------------------------------------------------------------------------------------------------
+class Layout(NamedTuple):
+    """How the objects of a class are taken apart and made again, without running code of the class.
+
+    base   : dict, OrderedDict, defaultdict, list, tuple or object, whose methods do it.
+    slots  : names of the attributes that lie in slots.
+    fields : of a dataclass.
+    """
+
+    base: type
+    has_dict: bool
+    slots: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+_BARE = (dict, list, tuple, struct)
+_BASES = (collections.OrderedDict, collections.defaultdict, dict, list, tuple)
+
+
+def _layout(kind: Any) -> Layout | None:
+    """Of a class whose objects are containers; None if they are leaves."""
+    if kind in _BARE:
+        return Layout(dict if issubclass(kind, dict) else kind, False, (), ())
+    spaces = [vars(base) for base in kind.__mro__]
+    is_dataclass = any(["__dataclass_fields__" in space for space in spaces])
+    if not is_dataclass and not issubclass(kind, _BASES):
+        return None
+    base = next(x for x in kind.__mro__ if x in _BASES or type(vars(x).get("__new__")) is types.BuiltinFunctionType)
+    if base is not object and base not in _BASES:
+        return None  # a class in C, with data of its own
+    slots = [name for space in spaces for name, x in space.items() if type(x) is types.MemberDescriptorType]
+    names = tuple([field.name for field in dataclasses.fields(kind)]) if is_dataclass and base is object else ()
+    return Layout(base, kind.__dictoffset__ != 0, tuple(dict.fromkeys(slots)), names)
+
+
+layout: Callable[[Any], Layout | None] = functools.lru_cache(1024)(_layout)
+
+
+def attributes(x: Any) -> dict[str, Any]:
+    """What a container holds besides its elements: its own attributes, those of its slots too."""
+    form = layout(type(x))
+    assert form is not None
+    found = dict(object.__getattribute__(x, "__dict__")) if form.has_dict else {}
+    for name in form.slots:
+        try:
+            found[name] = object.__getattribute__(x, name)
+        except AttributeError:
+            continue
+    return found
+
+
+def others(x: Any) -> dict[str, Any]:
+    """Attributes of a container that are no fields of a dataclass."""
+    fields = layout(type(x)).fields  # type: ignore[union-attr]
+    return {name: y for name, y in attributes(x).items() if name not in fields}
+
+
+def elements(x: Any) -> list[Any]:
+    """Of a sequence or a dict, in order, whatever methods its class has."""
+    base: Any = layout(type(x)).base  # type: ignore[union-attr]
+    return list(base.values(x) if issubclass(base, dict) else base.__iter__(x))
+
+
+def keys_of(x: Any) -> tuple[Any, ...]:
+    """Of a dict, in order, whatever methods its class has."""
+    return tuple(layout(type(x)).base.keys(x))  # type: ignore[union-attr]
+
+
+def flatten_whole(tree: Any) -> tuple[list[Any], Any]:
+    """`flatten` for arguments and results of calls: nothing that belongs to a container is lost.
+
+    Subclasses of list are taken apart too. A container with attributes of its own (a subclass of dict, list or tuple; a
+    dataclass with more than its fields; the default_factory of a defaultdict) has their structure, that of a dict,
+    as a fourth item, and they are leaves behind its elements.
+    """
+    leaves: list[Any] = []
+    return leaves, _whole(tree, leaves, ())
+
+
+def _whole(tree: Any, leaves: list[Any], above: tuple[int, ...]) -> Any:
+    kind = type(tree)
+    if kind is dict or kind is struct:
+        return kind, _keys(tree), tuple([_whole(x, leaves, above) for x in tree.values()])
+    if kind is list or kind is tuple:
+        return kind, None, tuple([_whole(x, leaves, above) for x in tree])
+    if tree is None:
+        return None
+    form = None if kind is DLArray else layout(kind)
+    if form is None or id(tree) in above:  # an attribute leads back to it
+        leaves.append(tree)
+        return LEAF
+    above = (*above, id(tree))
+    rest: dict[str, Any] = attributes(tree)
+    names: Any = None
+    if form.base is object:
+        names = tuple([name for name in form.fields if name in rest])
+        inner = [rest.pop(name) for name in names]
+    else:
+        inner = elements(tree)
+        if issubclass(form.base, dict):
+            keys = keys_of(tree)
+            names = keys if all([type(key) is str for key in keys]) else Keys(keys)
+    children = tuple([_whole(x, leaves, above) for x in inner])
+    if not rest:
+        return kind, names, children
+    return kind, names, children, _whole(rest, leaves, above)
+
+
+class Shared(tuple[int, ...]):
+    """Which containers and dlarrays of a call's arguments are the same object: for each of them the number of the first
+    place where it is."""
+
+    __slots__ = ()
+
+
+def flatten_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """`flatten_whole` of (args, kwargs). If one object is there twice, the structure's last item says so (`Shared`),
+    and `unflatten` makes it one object again."""
+    return flatten_shared((args, kwargs))
+
+
+def flatten_shared(tree: Any) -> tuple[list[Any], Any]:
+    """The same for any tree, such as the results of a call."""
+    leaves, structure = flatten_whole(tree)
+    if structure is None or structure == LEAF:
+        return leaves, structure
+    objects: list[Any] = []
+    _changeable(tree, structure, iter(leaves), objects)
+    first: dict[int, int] = {}
+    places = [first.setdefault(id(x), k) for k, x in enumerate(objects)]
+    return leaves, structure if len(first) == len(places) else (*structure, Shared(places))
+
+
+def _changeable(x: Any, structure: Any, leaves: Iterator[Any], found: list[Any]) -> None:
+    """Collect the objects of a tree that stand for themselves: containers that can be changed, and dlarrays."""
+    if structure is None:
+        return
+    if structure == LEAF:
+        leaf = next(leaves)
+        if type(leaf) is DLArray:
+            found.append(leaf)
+        return
+    kind, names, children = structure[:3]
+    if is_changeable(structure):
+        found.append(x)
+    inner = [object.__getattribute__(x, name) for name in names] if layout(kind).base is object else elements(x)  # type: ignore
+    for y, child in zip(inner, children):
+        _changeable(y, child, leaves, found)
+    attributes_of = rest_of(structure)
+    if attributes_of is not None:
+        rest = others(x)
+        for name, child in zip(attributes_of[1], attributes_of[2]):
+            _changeable(rest[name], child, leaves, found)
+
+
+def is_changeable(structure: Any) -> bool:
+    """Whether containers of that structure can be changed: not tuples without attributes."""
+    return not issubclass(structure[0], tuple) or rest_of(structure) is not None
+
+
+def rest_of(structure: Any) -> Any:
+    """The structure of what a container holds besides its elements; None if nothing."""
+    return structure[3] if len(structure) > 3 and type(structure[3]) is not Shared else None
+
+
+def shared_of(structure: Any) -> Shared | None:
+    """Which objects are there twice; None if none is."""
+    return structure[-1] if type(structure) is tuple and type(structure[-1]) is Shared else None
 
 
 def count_leaves(structure: Any) -> int:
     """How many leaves a tree of that structure has."""
     if structure is None or structure == LEAF:
         return int(structure is not None)
-    return sum(map(count_leaves, structure[2]))
+    return sum(map(count_leaves, structure[2])) + count_leaves(rest_of(structure))
 
 
 def unflatten(structure: Any, leaves: Iterator[Any] | list[Any]) -> Any:
     """The tree of that structure, with new containers, around the given leaves."""
+    if shared_of(structure) is not None:
+        return _build_shared(structure, iter(leaves))
     return _build(structure, iter(leaves))
 
 
@@ -51,23 +258,83 @@ def _build(structure: Any, leaves: Iterator[Any]) -> Any:
         return None
     if structure is LEAF or structure == LEAF:
         return next(leaves)
-    kind, names, children = structure
-    built = [_build(child, leaves) for child in children]
-    if names is None:
-        return kind(*built) if hasattr(kind, "_fields") else kind(built)
-    if issubclass(kind, dict):
-        fields: Any = kind.__new__(kind)  # defaultdict and its like take other arguments than dict
-        fields.update(zip(names, built))
+    built = [_build(child, leaves) for child in structure[2]]
+    rest = _build(structure[3], leaves) if len(structure) > 3 else None
+    return _made(structure[0], structure[1], built, rest)
+
+
+def _build_shared(structure: Any, leaves: Iterator[Any]) -> Any:
+    """The same for arguments of which some are the same object."""
+    first: Shared = structure[-1]
+    made: list[Any] = []
+
+    def build(node: Any) -> Any:
+        if node is None:
+            return None
+        if node == LEAF:
+            return leaf(next(leaves))
+        place = len(made) if is_changeable(node) else None
+        if place is not None:
+            made.append(None)
+        built = [build(child) for child in node[2]]
+        rest = build_attributes(node[3]) if rest_of(node) is not None else None
+        new = _made(node[0], node[1], built, rest)
+        if place is None:
+            return new
+        made[place] = new if first[place] == place else made[first[place]]
+        return made[place]
+
+    def build_attributes(node: Any) -> dict[str, Any]:
+        return {name: build(child) for name, child in zip(node[1], node[2])}
+
+    def leaf(x: Any) -> Any:
+        if type(x) is not DLArray:
+            return x
+        place = len(made)
+        made.append(x if first[place] == place else made[first[place]])
+        return made[place]
+
+    return build(structure[:-1])
+
+
+def _made(kind: Any, names: Any, built: list[Any], rest: dict[str, Any] | None) -> Any:
+    """A container, without running code of its class."""
+    if kind is list:
+        return built
+    if kind is dict:
+        return dict(zip(names, built))
+    if kind is struct:
+        fields = struct.__new__(struct)
+        dict.update(fields, zip(names, built))
         return fields
-    new = object.__new__(kind)  # a dataclass: as it was, without running __init__ again
-    for name, child in zip(names, built):
-        object.__setattr__(new, name, child)
+    if kind is tuple:
+        return tuple(built)
+    form = layout(kind)
+    if form is None:
+        return kind(built)
+    base: Any = form.base
+    if base is tuple:
+        new = tuple.__new__(kind, built)
+    else:
+        new = base.__new__(kind)
+        if base is object:
+            for name, x in zip(names, built):
+                object.__setattr__(new, name, x)
+        elif base is list:
+            list.extend(new, built)
+        else:
+            for key, x in zip(names, built):
+                base.__setitem__(new, key, x)
+    for name, x in rest.items() if rest else ():
+        object.__setattr__(new, name, x)
     return new
 
 
 def builder(structure: Any) -> Callable[[Sequence[Any]], Any]:
     """`unflatten` for one structure, as a function of the leaves: straight code, for those who build many."""
-    space: dict[str, Any] = {"build": _build}
+    if shared_of(structure) is not None:
+        return functools.partial(unflatten, structure)
+    space: dict[str, Any] = {"build": _build, "new": tuple.__new__}
     count = itertools.count()
 
     def text(node: Any) -> str:
@@ -75,22 +342,25 @@ def builder(structure: Any) -> Callable[[Sequence[Any]], Any]:
             return "None"
         if node == LEAF:
             return f"x[{next(count)}]"
-        kind, names, children = node
+        kind, names, children = node[:3]
         inner = [text(child) for child in children]
         name = f"k{len(space)}"
         space[name] = kind
-        if kind is list or kind is tuple:
-            joined = "".join(f"{x}, " for x in inner)
-            return f"[{joined}]" if kind is list else f"({joined})"
-        if names is None and hasattr(kind, "_fields"):
-            return f"{name}({', '.join(inner)})"
-        if kind is dict or kind.__init__ is dict.__init__:
-            fields = []
-            for key, x in zip(names, inner):
-                space[f"n{len(space)}"] = key
-                fields.append(f"n{len(space) - 1}: {x}")
-            return f"{name}({{{', '.join(fields)}}})"
-        space[f"s{name}"] = (kind, names, (LEAF,) * len(children))
+        if len(node) == 3:
+            if kind is list or kind is tuple:
+                joined = "".join(f"{x}, " for x in inner)
+                return f"[{joined}]" if kind is list else f"({joined})"
+            if names is None and hasattr(kind, "_fields"):
+                return f"new({name}, ({''.join(f'{x}, ' for x in inner)}))"
+            if kind is dict or kind is struct:
+                fields = []
+                for key, x in zip(names, inner):
+                    space[f"n{len(space)}"] = key
+                    fields.append(f"n{len(space) - 1}: {x}")
+                return f"{name}({{{', '.join(fields)}}})"
+        rest = () if len(node) == 3 else ((dict, node[3][1], (LEAF,) * len(node[3][2])),)
+        inner += [text(child) for child in node[3][2]] if rest else []
+        space[f"s{name}"] = (kind, names, (LEAF,) * len(children), *rest)
         return f"build(s{name}, iter(({''.join(f'{x}, ' for x in inner)})))"
 
     return eval(compile(f"lambda x: {text(structure)}", "<builder>", "eval"), space)
@@ -108,8 +378,7 @@ def _shape_of(structure: Any) -> Any:
     """Structure without container types: a dict and a struct with the same fields match."""
     if structure is None or structure == LEAF:
         return structure
-    kind, names, children = structure
-    return names, tuple(map(_shape_of, children))
+    return structure[1], tuple(map(_shape_of, structure[2]))
 
 
 def difference(a: Any, b: Any, path: str = "") -> str:
@@ -135,6 +404,19 @@ def difference(a: Any, b: Any, path: str = "") -> str:
     if isinstance(a, containers) or isinstance(b, containers) or (a is None) != (b is None):
         return f"{here} is {type(a).__name__} in one and {type(b).__name__} in the other"
     return ""
+
+
+def leaf_paths(structure: Any, path: str = "") -> Iterator[str]:
+    """A readable name for each leaf of a structure; attributes by their names."""
+    if structure == LEAF:
+        yield path
+    elif structure is not None:
+        kind, names, children = structure[:3]
+        names = names or getattr(kind, "_fields", None)
+        for k, child in enumerate(children):
+            inner = f"[{k}]" if not names else f".{names[k]}" if path else str(names[k])
+            yield from leaf_paths(child, path + inner)
+        yield from leaf_paths(rest_of(structure), path)
 
 
 def paths(tree: Any, path: str = "") -> list[str]:

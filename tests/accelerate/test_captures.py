@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import operator
@@ -20,6 +19,7 @@ import pytest
 from engine.programs import assert_close, assert_same
 
 import minidl as m
+from accelerate.hidden import Hidden
 from accelerate.test_replay import X, accelerated, quietly
 from minidl import TraceWarning, dlaccelerate, dlarray, struct
 from minidl.accelerate.captures import MISSING, find_captures, is_user_class, is_user_file, line_of_change
@@ -692,7 +692,7 @@ def test_A1_a_look_at_a_captured_array_is_right_for_that_very_array():
 
 
 def test_A1_an_array_that_cannot_be_followed_is_never_frozen():
-    hidden = contextvars.ContextVar("hidden")
+    hidden = Hidden("hidden")
     hidden.set(dlarray(X))
     counted, accfun = accelerated(lambda x: x * hidden.get())
     with pytest.warns(TraceWarning, match=r"uses a dlarray at \S+test_captures.py:\d+ that it got neither"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import gc
 import re
 import sys
@@ -17,6 +16,7 @@ import pytest
 from engine.programs import assert_close, assert_same
 
 import minidl as m
+from accelerate.hidden import Hidden
 from accelerate.test_replay import WEIGHTS, X, accelerated, flat, layer, quietly, training_step
 from minidl import (
     AccelerationWarning,
@@ -367,7 +367,7 @@ def test_D2_on_the_way_back():
 
 
 # D4: for test suites ------------------------------------------------------------------------------------------------
-HIDDEN = contextvars.ContextVar("hidden", default=0)
+HIDDEN = Hidden("hidden", default=0)
 
 
 def hidden_constant(x):

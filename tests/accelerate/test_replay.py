@@ -6,7 +6,6 @@ Names like A3 are rows of the behaviours of a replay (docs): silent wrong result
 from __future__ import annotations
 
 import collections
-import contextvars
 import copy
 import dataclasses
 import enum
@@ -30,6 +29,7 @@ import pytest
 from engine.programs import Program, assert_close, assert_same, gradients_of, programs, values
 
 import minidl as m
+from accelerate.hidden import Hidden
 from minidl import AccelerationWarning, DLArray, OptionError, TraceError, TraceWarning, dlaccelerate, dlarray, struct
 from minidl.accelerate.audits import Rerun
 from minidl.backends import BACKENDS, use_backend
@@ -1129,7 +1129,7 @@ def test_C6_a_forked_child_calls_on():
 
 # D1: checking -------------------------------------------------------------------------------------------------------
 def test_D1_outputs_are_compared_with_the_plain_functions():
-    factor = contextvars.ContextVar("factor", default=2.0)  # hidden in an object of a library: not followed
+    factor = Hidden("factor", default=2.0)
 
     def function(x):
         y = m.exp(x) * 0.5
@@ -1173,7 +1173,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_D1_what_may_have_changed(name):
     function, pattern = CHANGES[name]
-    k = contextvars.ContextVar("k", default=0)
+    k = Hidden("k", default=0)
     accfun = dlaccelerate(lambda x: function(x, k.get()))
     accfun.CheckMode = "tolerance"
     for _ in range(2):
