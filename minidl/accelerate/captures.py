@@ -654,8 +654,9 @@ class _Walk:
             self._attribute(one, name)
         elif name == "__call__" and one.where != "?":  # the code names the object
             self.place("attribute", owner, name, f"{class_name(owner)}.{name}", one.where)
-        elif name.startswith("__") and name.endswith("__"):
-            return
+        elif name.startswith("__") and name.endswith("__"):  # len(x), x[k]: the class may get another one
+            if type(found) is types.FunctionType and found.__code__.co_filename != "<string>":  # not a dataclass's
+                self.place("attribute", owner, name, f"{class_name(owner)}.{name}", one.where)
         elif is_hidden and owner is not one.x:  # super() and type(x) can see it
             self.place("attribute", owner, name, f"{class_name(owner)}.{name}", self.names.get(name, one.where))
         else:
