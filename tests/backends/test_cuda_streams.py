@@ -5,7 +5,7 @@ On the shim, whose streams are as late as they may be: without an order they wou
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cusim
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 from cusim import graphs
 
 import minidl as m
-from minidl import DeviceError, adamupdate, arrayDatastore, dlaccelerate, dlarray, gpuArray, minibatchqueue
+from minidl import DeviceError, adamupdate, arrayDatastore, dlaccelerate, dlarray, gpuArray, minibatchqueue, sgdmupdate
 from minidl.backends.cuda import streams
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
@@ -52,9 +52,9 @@ def rounds(accelerated, others, count=8):
     return found
 
 
-def checked(found, others, **options):
+def checked(found, others):
     expected = rounds(function, [cusim.cuda.Stream.null], len(found))
-    for k, (each, right) in enumerate(zip(found, expected)):
+    for k, (each, right) in reversed(list(enumerate(zip(found, expected)))):
         with others[k % len(others)]:
             for a, b in zip(each, right):
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5)
@@ -113,63 +113,93 @@ def test_F4_constants_counters_and_tables_are_there_before_another_stream_reads_
 
 
 def test_F4_solvers(device):
+    """A step on one stream reads what a step on another has made; nothing else is called in between."""
     others = [stream(), stream(), NULL]
-    parameters = [there(X), there(X.T * 2)]
-    expected, averages = [x for x in parameters], (None, None)
-    for k in range(1, 8):
-        expected, *averages = adamupdate(expected, [x * 0 + 1 for x in expected], *averages, k)
-    wanted = [x.numpy() for x in expected]
-    with graphs.lazily():
-        found, averages = parameters, (None, None)
-        for k in range(1, 8):
-            with others[k % 3]:
-                gradients = [x * 0 + 1 for x in found]
+    gradients, _ = sgdmupdate([there(X), there(X.T)], [there(X + 1), there(X.T)], None, 0.5)  # known again and again
+
+    def steps(streams_of):
+        found, averages = [there(X), there(X.T * 2)], (None, None)
+        for k in range(1, 21):
+            with streams_of[k % len(streams_of)]:
                 found, *averages = adamupdate(found, gradients, *averages, k)
-        with others[7 % 3]:
-            for a, b in zip(found, wanted):
-                assert np.array_equal(a.numpy(), b)
+        with streams_of[20 % len(streams_of)]:
+            return [x.numpy() for x in found]
+
+    wanted = steps([NULL])
+    with graphs.lazily():
+        for a, b in zip(steps(others), wanted):
+            assert np.array_equal(a, b)
 
 
 def test_F4_mini_batches(device):
-    data, others = np.arange(24, dtype=np.float32).reshape(12, 2), [stream(), NULL, stream()]
+    """Orders are put there on one stream, picked from on others; slots are used again while others may read them."""
+    data, others = np.arange(42, dtype=np.float32).reshape(21, 2), [stream(), NULL, stream()]
+    queues = [
+        minibatchqueue(arrayDatastore(data), MiniBatchSize=3, OutputEnvironment=place, MiniBatchFormat="BC")
+        for place in ("cpu", "gpu")
+    ]
+    kept = []
     with graphs.lazily():
-        queue = minibatchqueue(arrayDatastore(data), MiniBatchSize=3, OutputEnvironment="gpu", MiniBatchFormat="BC")
-        for epoch in range(3):
-            queue.reset()
-            k, kept = 0, []
-            while queue.hasdata():
+        for epoch in range(4):
+            for queue in queues:
+                m.rng(epoch)
+                with others[(epoch + 2) % 3]:
+                    m.shuffle(queue) if epoch % 2 else m.reset(queue)
+            k = 0
+            while m.hasdata(queues[0]):
+                right = next(queues[0])
                 with others[(k + epoch) % 3]:
-                    kept.append((queue.next() if epoch else next(queue)) * 1)
+                    kept.append((next(queues[1]) * 1, right.numpy(), others[(k + epoch) % 3]))
                 k += 1
-            for k, batch in enumerate(kept):
-                with others[(k + epoch) % 3]:
-                    assert sorted(batch.numpy().reshape(-1).tolist()) == list(range(6 * k, 6 * k + 6))
+        for batch, right, its_own in reversed(kept):
+            with its_own:
+                assert np.array_equal(batch.numpy(), right)
+
+
+def test_F4_copies(device):
+    x, (one, other) = there(X), (stream(), stream())
+    with graphs.lazily():
+        with one:
+            y = x * 2
+        with other:
+            assert np.array_equal(y.extractdata().get(), X * 2)
+
+
+def test_F4_numbers_that_are_kept_are_moved_in_time(device):
+    """A loss that the user keeps gets memory of its own at the next call, on whatever stream that is."""
+    accelerated, others = dlaccelerate(lambda x: (m.sum(x, "all"), x + 1)), [stream(), stream()]
+    with graphs.lazily():
+        x, losses = there(X), []
+        for k in range(9):
+            with others[k % 2]:
+                loss, x = accelerated(x)
+                losses.append(loss)
+        for k, loss in reversed(list(enumerate(losses))):
+            with others[(k + 1) % 2]:
+                assert loss.numpy() == np.float32((X + k).sum())
 
 
 def test_F4_each_thread_its_own_default_stream(device):
     """One name, another stream in each thread (CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1)."""
-    accelerated, failures = dlaccelerate(function), []
-    x, w = there(X), there(X.T)
-    right = [y.numpy() for y in function(x, w)]
-    turn = threading.Lock()
+    accelerated, x = dlaccelerate(function), there(X)
 
-    def work():
-        try:
-            for _ in range(6):
-                with turn, cusim.cuda.Stream.ptds:
-                    found = accelerated(x, w)
-                    for a, b in zip(found, right):
-                        np.testing.assert_allclose(a.numpy(), b, rtol=1e-5)
-        except BaseException as error:
-            failures.append(error)
+    def call(w):
+        with cusim.cuda.Stream.ptds:
+            return accelerated(x, w)[1]
 
-    with graphs.lazily():
-        threads = [threading.Thread(target=work) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not failures
+    def numbers(w):
+        with cusim.cuda.Stream.ptds:
+            return w.numpy()
+
+    w = right = there(X.T)
+    for _ in range(6):
+        right = function(x, right)[1]
+    right = right.numpy()
+    streams.forget()
+    with graphs.lazily(), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for k in range(6):
+            w = (one, other)[k % 2].submit(call, w).result()
+        np.testing.assert_allclose(other.submit(numbers, w).result(), right, rtol=1e-5)
 
 
 def test_F4_one_stream_costs_no_events(device, monkeypatch):
@@ -190,6 +220,7 @@ def test_F4_streams_that_are_done_are_forgotten(device):
         with stream():
             there(X)
     assert len(streams._state.marks) <= streams.MOST_MARKS + 1
+    assert set(streams._state.waited) <= set(streams._state.marks)
 
 
 @pytest.mark.parametrize("call", ["x + 1", "accelerated(x)", "gpuArray(X)", "dlarray(x)", "x.numpy()"])

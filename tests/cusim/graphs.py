@@ -36,17 +36,17 @@ _now = _Now()
 class Work:
     """Something that a stream has to do, and what has to be done before."""
 
-    def __init__(self, run: Callable[[], None], needed: set[Work]) -> None:
+    def __init__(self, run: Callable[[], None], needed: set[Work], stream: Stream) -> None:
         self.run: Callable[[], None] | None = run
-        self.needed = needed
+        self.needed, self.stream = needed, stream
 
     def do(self) -> None:
-        """It and what it needs, if that is not done yet."""
+        """It and what it needs, if that is not done yet: first what its own stream has to do, then what others have."""
         waiting = [self]
         while waiting:
             left = [work for work in waiting[-1].needed if work.run is not None]
             if left:
-                waiting += left
+                waiting += sorted(left, key=lambda work: work.stream is waiting[-1].stream)
                 continue
             work = waiting.pop()
             if work.run is not None:
@@ -91,7 +91,7 @@ def issue(run: Callable[[], None]) -> None:
         for other in list(Stream.all):
             if other is not stream and (other.is_null or stream.is_null and not other.is_non_blocking):
                 needed |= other.tail
-    work = Work(run, needed)
+    work = Work(run, needed, stream)
     stream.tail = {work}
     _undone.append(work)
 

@@ -211,10 +211,12 @@ def _concatenate(y: Any, *xs: Any, axis: int) -> None:
 
 
 def _transfer(y: Any, x: Any, *, device: str) -> None:
-    if isinstance(x, np.ndarray):
-        y.set(np.asarray(x, order="C"))
-    else:
+    if not isinstance(x, np.ndarray):
         loops.copy(y, x)
+    elif y.flags.c_contiguous:
+        y.set(np.asarray(x, order="C"))
+    else:  # CuPy sets memory without gaps in C or Fortran order alone
+        loops.copy(y, launch.cupy().asarray(np.asarray(x, order="C")))
 
 
 def _solve(y: Any, a: Any, b: Any, *, is_strict: bool = False) -> None:  # to look whether it is singular is to wait

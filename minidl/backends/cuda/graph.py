@@ -79,11 +79,12 @@ class Arguments:
     """
 
     def __init__(self, graph: Any) -> None:
-        self._driver, self._executable = launch.driver(), graph.graphExec
+        self._driver, self._executable = launch.driver(), 0
         self._nodes: list[tuple[Any, Any, Any, Any]] = []  # (node, parameters, words, what points to them)
         try:
+            self._executable = graph.graphExec
             self.is_possible = self._driver is not None and self._read(graph.graph)
-        except Exception:  # an old driver lacks a call; then nothing is changed, and inputs are copied
+        except Exception:  # an old driver, or CuPy, lacks a name; then nothing is changed, and inputs are copied
             self.is_possible = False
 
     def _read(self, graph: int) -> bool:
