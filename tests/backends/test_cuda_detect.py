@@ -118,6 +118,18 @@ def test_each_reason_has_its_words(with_cupy, explained, library, words):
     assert next(minibatchqueue(arrayDatastore([1.0]))).device == "cpu"  # "auto" says nothing
 
 
+def test_F3_the_extras_bring_the_compiler():
+    text = (ROOT / "setup.py").read_text()
+    assert all(f'"cupy-cuda{number}x[ctk]>={detect.OLDEST_CUPY}"' in text for number in (12, 13))
+
+
+def test_F3_the_trial_launches_a_kernel_of_ours(device):
+    if device.name == "shim":
+        cusim.RawModule.launches.pop("twice", None)
+        detect.forget()
+        assert canUseGPU() and cusim.RawModule.launches["twice"] == 1
+
+
 def test_a_newer_driver_will_do(with_cupy):
     with_cupy(a_cupy(driver=13020, built=13000))
     assert canUseGPU()

@@ -239,6 +239,15 @@ def test_F4_a_stream_that_its_owner_captures_is_refused(device, explained, call)
         assert np.array_equal(accelerated(x).numpy(), X * 2)
 
 
+def test_F4_the_first_look_at_a_gpu_is_refused_too_while_a_stream_is_captured(device, explained):
+    mine = stream()
+    with mine:
+        mine.begin_capture()
+        explained(lambda: gpuArray(X), DeviceError, "is being captured")
+        mine.end_capture()
+        assert np.array_equal(gpuArray(X).get(), X) and m.canUseGPU()
+
+
 # F5: devices --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def two(device):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minidl import backends
 from minidl.backends.cuda import streams
 from minidl.kernels.cuda import compiler, launch
 
@@ -45,6 +46,8 @@ def _complaint(wanted: str) -> str:
             f"{error}. It comes with minidl's extra: pip install 'minidl[cuda{_built(cupy)}]'; or install the CUDA "
             "Toolkit and set CUDA_PATH."
         )
+    except backends.refused:  # not here and now: it is asked again
+        raise
     except Exception as error:  # a broken driver, no memory, a compiler that fails
         return f"a small computation on it failed ({type(error).__name__}: {error}). Check the driver: nvidia-smi."
 
@@ -76,6 +79,15 @@ def _trial(cupy: Any) -> str:
         )
     if not cupy.cuda.is_available() or not cupy.cuda.runtime.getDeviceCount():
         return "the driver shows no GPU (CUDA_VISIBLE_DEVICES may hide it). Look at nvidia-smi."
+    streams.begin("gpuArray")
+    try:
+        return _computed(cupy)
+    finally:
+        streams.end()
+
+
+def _computed(cupy: Any) -> str:
+    """What is wrong with a little work."""
     wanted = np.arange(4.0)
     there = cupy.asarray(wanted)
     if not np.array_equal(there.get(), wanted):
@@ -84,7 +96,6 @@ def _trial(cupy: Any) -> str:
     launch.compiled(launch.text_of("portable.h") + _TWICE, "twice")(1, wanted.size, (made, there))
     if not np.array_equal(made.get(), 2 * wanted):
         return "a kernel compiled for it computed nonsense. Look at nvidia-smi and the system's log."
-    streams.settle()
     return ""
 
 

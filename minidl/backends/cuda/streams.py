@@ -82,12 +82,6 @@ def has_begun() -> bool:
     return _state is not None
 
 
-def settle() -> None:
-    """The device that is current now is the one for all work to come."""
-    if _state is None:
-        _begun()
-
-
 def forget() -> None:
     """As if nothing had been launched yet."""
     global _state
