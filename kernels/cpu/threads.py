@@ -23,6 +23,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import threading
 import zlib
 from pathlib import Path
@@ -49,6 +50,7 @@ WANTED = 40  # 1: a caller is about to open a job, nobody may go to sleep
 ASLEEP = 48  # and every 8 values on, for each worker: 1 if it sleeps or is about to, until somebody takes the 1 away
 POOL_SIZE = 48
 
+MOST_THREADS = 1024  # so many can be asked for
 SPINS = 40_000  # idle turns of a worker before it sleeps: 2 to 3 ms
 BLOCKS_PER_THREAD = 4  # smaller blocks even out threads that start late or are interrupted
 
@@ -280,8 +282,8 @@ def thread_count() -> int:
     """Number of threads of a region, the caller included: MINIDL_NUM_THREADS, or the number of usable CPUs."""
     text = os.environ.get("MINIDL_NUM_THREADS", "").strip()
     if text:
-        if not text.isdigit() or int(text) < 1:
-            raise ValueError(f"MINIDL_NUM_THREADS: a whole number of at least 1 is expected, not {text!r}.")
+        if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_THREADS:
+            raise ValueError(f"MINIDL_NUM_THREADS: a whole number from 1 to {MOST_THREADS} is expected, not {text!r}.")
         return int(text)
     return len(_cpus() or range(os.cpu_count() or 1))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from minidl.backends import reference
 from minidl.backends.cpu.memory import keep_freed_memory
+from minidl.backends.environment import is_on
 
 # op -> room in kernels/cpu; a kernel is called like its op
 ROOMS = {
@@ -93,7 +93,7 @@ def is_native() -> bool:
     from minidl.backends.cpu.native import compiler
 
     reason = compiler.unavailable()
-    if reason is not None and os.environ.get("MINIDL_NATIVE") != "0":
+    if reason is not None and is_on("MINIDL_NATIVE"):
         _tell(reason)
     return reason is None
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidl import backends
+from minidl.backends import environment
 from minidl.backends.cuda import streams
 from minidl.kernels.cuda import compiler, launch
 
@@ -23,7 +24,7 @@ def complaint() -> str:
             "this process was forked from one that uses the GPU, and CUDA does not survive that. Start workers by "
             'multiprocessing.get_context("spawn"), or before the GPU is first used.'
         )
-    return _complaint(os.environ.get("MINIDL_DEVICE", ""))
+    return _complaint(environment.device())
 
 
 @functools.cache
@@ -111,7 +112,7 @@ def forget() -> None:
 def _note_fork() -> None:
     global _is_forked
     was_asked = _complaint.cache_info().currsize > 0
-    _is_forked = _is_forked or (was_asked and not _complaint(os.environ.get("MINIDL_DEVICE", "")))
+    _is_forked = _is_forked or (was_asked and not _complaint(environment.device()))
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minidl.backends.environment import is_on
 from minidl.kernels.cuda import launch
 
 
 def is_wanted() -> bool:
     """Whether programs are to be captured: not with MINIDL_CUDA_GRAPHS=0."""
-    return os.environ.get("MINIDL_CUDA_GRAPHS") != "0"
+    return is_on("MINIDL_CUDA_GRAPHS")
 
 
 def capture(steps: Sequence[Callable[[], Any]], streams: Sequence[int], needed: Sequence[set[int]]) -> Any:

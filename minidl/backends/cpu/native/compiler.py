@@ -15,6 +15,7 @@ from typing import Any
 
 from minidl.backends.cache import Shelf, cache_folder
 from minidl.backends.cpu.native.target import Target, host
+from minidl.backends.environment import is_on
 
 OLDEST_LLVM = 20  # earlier releases of llvmlite have typed pointers
 _FORMAT = 1  # count up when other machine code is made of the same text: passes, code model, options
@@ -151,7 +152,7 @@ if hasattr(os, "register_at_fork"):
 # whether it works here --------------------------------------------------------------------------------------------
 def unavailable() -> str | None:
     """Why this host has no native programs, in a sentence; None if it has them."""
-    if os.environ.get("MINIDL_NATIVE") == "0":
+    if not is_on("MINIDL_NATIVE"):
         return "Native programs are turned off by the environment variable MINIDL_NATIVE=0."
     return _unavailable()
 
