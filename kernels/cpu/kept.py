@@ -5,6 +5,7 @@ compiled form Python loads from there too. Elsewhere (NUMBA_CACHE_DIR, a user's 
 code) the folder and its files have to be ours, and written by nobody else.
 """
 
+import os
 from pathlib import Path
 
 from numba import cfunc, njit
@@ -17,7 +18,11 @@ def is_kept(function, is_generated=False) -> bool:
     """Whether compiled code of a function may lie where Numba keeps it; is_generated: its file is no module's."""
     code = function.__code__.co_filename
     try:
-        folder = Path(FunctionCache(function).cache_path)
+        before = os.umask(0o077)  # folders that Numba makes are for us alone
+        try:
+            folder = Path(FunctionCache(function).cache_path)
+        finally:
+            os.umask(before)
         if not is_generated and folder == Path(code).parent / "__pycache__":
             return True
         folder = folder.resolve()

@@ -259,6 +259,7 @@ def test_S1_numbas_own_folder_is_looked_at(home, tmp_path, monkeypatch):
     function = threads._run_alone.py_func
     assert kept.is_kept(function) and kept.is_kept(function)
     (inside,) = theirs.iterdir()
+    inside.chmod(0o755)
     planted = inside / "threads._run_alone-1.py311.nbi"
     planted.write_bytes(b"")
     planted.chmod(0o666)
@@ -272,6 +273,20 @@ def test_S1_numbas_own_folder_is_looked_at(home, tmp_path, monkeypatch):
         with pytest.warns(RuntimeWarning, match=f"others can write {place}.*chmod"):
             assert not kept.is_kept(function)
         place.chmod(0o700)
+
+
+def test_S1_folders_of_numba_are_made_for_us_alone(tmp_path, monkeypatch):
+    """Even where new folders are the group's, as on many systems: they would not be used the next time."""
+    from minidl.kernels.cpu import threads
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "a" / "numba"))
+    before = os.umask(0o002)
+    try:
+        assert kept.is_kept(threads._run_alone.py_func)
+        assert os.umask(0o002) == 0o002
+    finally:
+        os.umask(before)
+    assert {mode(place) for place in (tmp_path / "a").rglob("*")} == {0o700}
 
 
 def hits(path):
