@@ -1,6 +1,9 @@
 """minidl: MATLAB's custom training loops in Python, on NumPy, Numba and CuPy.
 
     from minidl import dlarray, dlfeval, dlgradient, dlaccelerate
+
+`from minidl import *` hides seven of Python's functions: abs, all, any, max, min, round and sum. They serve plain
+Python values as Python's do (see `minidl.ops.python`): max(3, 5), sum([1, 2]), any(x > 0 for x in values).
 """
 
 from pathlib import Path
@@ -11,6 +14,7 @@ if not (Path(__file__).parent / "kernels").is_dir():
 from minidl import data, ops, train
 from minidl.accelerate import AcceleratedFunction, clearCache, dlaccelerate
 from minidl.autodiff import dlfeval, dlgradient
+from minidl.core import elsewhere
 from minidl.core.dlarray import DLArray, dlarray, isdlarray
 from minidl.core.errors import (
     AccelerationWarning,
@@ -53,3 +57,4 @@ __all__ = [
 __all__ += data.__all__
 __all__ += ops.__all__
 __all__ += train.__all__
+__getattr__ = elsewhere.door(__all__)  # names of other libraries: what is written here instead

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import numbers as numbers_
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from minidl.core import elsewhere
 from minidl.core.callee import takes_float
 from minidl.core.changes import note_change
 from minidl.core.device import copied, device_of, gpu_array, host, is_on_gpu, need_gpu
-from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
+from minidl.core.errors import DTypeError, LabelError, PropertyError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
 from minidl.core.places import own_line
 from minidl.core.spec import TYPE_NAMES, Spec, Value
@@ -88,21 +91,56 @@ class DLArray:
         """Labels of the dimensions; '' if unformatted."""
         return self._labels
 
-    def __repr__(self) -> str:
+    def _head(self) -> str:
+        """Size, labels and type: the first line of what is printed."""
         spec = self._value.spec
         kind = TYPE_NAMES.get(spec.dtype, str(spec.dtype))
         kind = ("" if kind == "double" else kind + " ") + ("gpuArray " if spec.device == "gpu" else "")
-        head = f"{describe(spec.shape, self._labels)} {kind}dlarray"
-        if self._value.data is None:
-            return f"{head} (abstract)"
-        if not spec.size:
-            return f"{head} (empty)"
-        return f"{head}\n\n{np.array2string(numbers(self), prefix='', threshold=200, precision=4)}"
+        note = " (abstract)" if self._value.data is None else "" if spec.size else " (empty)"
+        return f"{describe(spec.shape, self._labels)} {kind}dlarray{note}"
+
+    def __repr__(self) -> str:
+        """One line, for lists of dlarrays and the like; `print` shows more."""
+        head = self._head()
+        if self._value.data is None or not self.size:
+            return head
+        data = numbers(self)
+        text = np.array2string(data, threshold=9, edgeitems=1 if data.ndim > 1 else 3, precision=4, separator=", ")
+        return f"{head}: {' '.join(text.split())}" if len(text) <= 200 else head
+
+    def __str__(self) -> str:
+        """The display of MATLAB: size, labels and type, then numbers, of large arrays those at the corners."""
+        head = self._head()
+        return head if self._value.data is None or not self.size else f"{head}\n\n{_displayed(numbers(self))}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a small table."""
+        head = html.escape(self._head())
+        if self._value.data is None or not self.size:
+            return f"<div>{head}</div>"
+        data = numbers(self)
+        if data.ndim > 2:
+            return f"<div>{head}</div><pre>{html.escape(_displayed(data))}</pre>"
+        columns = data.reshape(data.shape[0], -1) if data.ndim else data.reshape(1, 1)
+        down, along = _shown_places(columns.shape[0]), _shown_places(columns.shape[1])
+        cells = ""
+        for i in down:
+            row = ["…" if i is None or k is None else f"{columns[i, k]:.5g}" for k in along]
+            cells += "<tr>" + "".join(f"<td>{html.escape(x)}</td>" for x in row) + "</tr>"
+        return f"<div>{head}</div><table>{cells}</table>"
 
     def __len__(self) -> int:
         if not self.shape:
             raise ShapeError("len: a scalar dlarray has no length. Use numel(X) for the number of elements.")
         return self.shape[0]
+
+    def __getattr__(self, name: str) -> Any:  # what is there is found before
+        if name.startswith("_"):
+            raise AttributeError(f"'DLArray' object has no attribute {name!r}")
+        known = [known for known in dir(DLArray) if not known.startswith("_")]
+        is_function = name in FUNCTIONS and name not in elsewhere.METHODS
+        remedy = f"It is a function here: {name}(X)." if is_function else elsewhere.method(name, known)
+        raise PropertyError(f"dlarray: there is no X.{name}. {remedy}")
 
     # numbers out (the tape is told) -----------------------------------------------------------------------------
     def extractdata(self) -> Any:
@@ -380,25 +418,42 @@ class DLArray:
         """See `minidl.reshape`."""
         return _call("reshape", self, *size, **options)
 
-    def permute(self, *order: Any) -> DLArray:
+    def permute(self, *order: Any, **options: Any) -> DLArray:
         """See `minidl.permute`."""
-        return _call("permute", self, *order)
+        return _call("permute", self, *order, **options)
 
-    def transpose(self) -> DLArray:
+    def transpose(self, *args: Any, **options: Any) -> DLArray:
         """See `minidl.transpose`."""
-        return _call("transpose", self)
+        return _call("transpose", self, *args, **options)
 
-    def squeeze(self) -> DLArray:
+    def squeeze(self, *args: Any, **options: Any) -> DLArray:
         """See `minidl.squeeze`."""
-        return _call("squeeze", self)
+        return _call("squeeze", self, *args, **options)
 
-    def repmat(self, *counts: Any) -> DLArray:
+    def repmat(self, *counts: Any, **options: Any) -> DLArray:
         """See `minidl.repmat`."""
-        return _call("repmat", self, *counts)
+        return _call("repmat", self, *counts, **options)
 
-    def flip(self, dim: Any = None) -> DLArray:
+    def flip(self, *args: Any, **options: Any) -> DLArray:
         """See `minidl.flip`."""
-        return _call("flip", self, dim)
+        return _call("flip", self, *args, **options)
+
+
+_LINES = 24  # of a display, at most
+
+
+def _displayed(data: np.ndarray) -> str:
+    """Numbers as text, not many lines of it."""
+    for corner in (3, 2, 1):
+        text = np.array2string(data, prefix="", threshold=200, edgeitems=corner, precision=4)
+        if text.count("\n") < _LINES:
+            return text
+    return "\n".join([*text.splitlines()[: _LINES - 1], "..."])
+
+
+def _shown_places(n: int) -> list[int | None]:
+    """Which rows or columns a table shows; None for those left out."""
+    return list(range(n)) if n <= 10 else [0, 1, 2, 3, None, n - 3, n - 2, n - 1]
 
 
 def dlarray(X: Any, fmt: str | None = None) -> DLArray:
@@ -423,10 +478,7 @@ def dlarray(X: Any, fmt: str | None = None) -> DLArray:
     >>> dlarray([[1.0, 2.0, 3.0]], "BC").shape
     (3, 1)
     >>> dlarray([1.0, 2.0], "C")
-    2(C) × 1(U) dlarray
-    <BLANKLINE>
-    [[1.]
-     [2.]]
+    2(C) × 1(U) dlarray: [[1.], [2.]]
     """
     if isinstance(X, DLArray):
         return DLArray(X._value, X._labels) if fmt is None else _label(X._value, fmt)
@@ -612,16 +664,46 @@ def check_data(who: str, X: Any) -> np.ndarray:
         return data if data.dtype.isnative else data.astype(data.dtype.newbyteorder("="))
     if is_plain and data.dtype.kind in "iu":
         return data.astype(np.float64)
-    remedy = {
-        "c": "Complex numbers are not supported: work on real(x) and imag(x) as two arrays.",
-        "i": "Convert it: x.astype('float32').",
-        "u": "Convert it: x.astype('float32') (and divide by 255 if it is an image).",
-        "f": "Convert it: x.astype('float32').",
-    }.get(data.dtype.kind, "Encode it as numbers first (labels: onehotencode).")
     raise DTypeError(
         f"{who}: dlarray is supported only for full arrays of data type double, single or logical; "
-        f"got {type(X).__name__} of {data.dtype}. {remedy}"
+        f"got {type(X).__name__}{_type_of(X, data)}. {_remedy(X, data.dtype)}"
     )
+
+
+def _type_of(X: Any, data: np.ndarray) -> str:
+    return f" of {data.dtype}" if data.dtype.kind != "O" or hasattr(X, "dtype") or isinstance(X, (list, tuple)) else ""
+
+
+def _remedy(X: Any, dtype: np.dtype[Any]) -> str:
+    """What can be done with something that is no array for dlarrays."""
+    home = type(X).__module__.partition(".")[0]
+    if X is None:
+        return "There is no value; a function that returns nothing gives None."
+    if home == "PIL":
+        return "An image as numbers: np.asarray(image, 'float32') / 255."
+    if hasattr(X, "toarray"):
+        return "A sparse matrix as a full one: X.toarray()."
+    if dtype.kind != "O":
+        return {
+            "c": "Complex numbers are not supported: work on real(x) and imag(x) as two arrays.",
+            "i": "Convert it: x.astype('float32').",
+            "u": "Convert it: x.astype('float32') (and divide by 255 if it is an image).",
+            "f": "Convert it: x.astype('float32').",
+            "M": "Count from a moment of your own: (x - x[0]) / np.timedelta64(1, 's').",
+            "m": "Divide by a unit: x / np.timedelta64(1, 's').",
+        }.get(dtype.kind, "Encode it as numbers first (labels: onehotencode).")
+    if isinstance(X, numbers_.Number) or home == "decimal":
+        return "Convert it: float(x)."
+    if isinstance(X, dict):
+        return "Wrap its fields one by one: dlupdate(dlarray, S) does it for all."
+    if isinstance(X, (list, tuple, np.ndarray)):
+        kinds = {type(x).__name__ for x in np.asarray(X, dtype=object).reshape(-1)}
+        return f"It holds {' and '.join(sorted(kinds))}. Convert each element: [float(x) for x in X]."
+    if isinstance(X, Iterable) and not hasattr(X, "dtype"):
+        return "Make a list of it: list(x)."
+    if callable(X):
+        return "It is a function: call it."
+    return "Encode it as numbers first (labels: onehotencode)."
 
 
 def operand(who: str, x: Any, *, is_kept: bool = True) -> Any:
@@ -655,7 +737,7 @@ def check_operand(who: str, x: Any) -> np.ndarray:
 
 
 def _label(value: Value, fmt: str) -> DLArray:
-    check_format("dlarray", fmt)
+    fmt = check_format("dlarray", fmt)
     shape = value.spec.shape
     if not fmt:
         return DLArray(value)

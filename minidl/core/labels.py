@@ -16,9 +16,16 @@ NAMES = {"S": "spatial", "C": "channel", "B": "batch", "T": "time", "U": "unspec
 _RANK = {letter: rank for rank, letter in enumerate(LETTERS)}
 
 
-@functools.lru_cache(maxsize=4096)
 def check_format(who: str, fmt: str) -> str:
     """`fmt` itself if it is a valid format; otherwise a LabelError that says what is wrong with it."""
+    if type(fmt) is not str and not isinstance(fmt, str):
+        joined = "".join(fmt) if isinstance(fmt, (list, tuple)) and all(isinstance(x, str) for x in fmt) else "SSCB"
+        raise LabelError(f'{who}: a format is a text with a letter for each dimension; got {fmt!r}. Write "{joined}".')
+    return _checked(who, fmt)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checked(who: str, fmt: str) -> str:
     for letter in fmt:
         if letter not in _RANK:
             hint = f' Write "{fmt.upper()}".' if fmt.upper() != fmt and set(fmt.upper()) <= set(LETTERS) else ""

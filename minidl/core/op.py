@@ -100,6 +100,8 @@ class Op:
         object.__setattr__(self, name, value)
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
+        if len(inputs) != self.arity is not None:
+            raise OptionError(f"{self.name}: it takes {self.arity} arrays; got {len(inputs)}. Give as many.")
         return apply(self, inputs, params)
 
     def __repr__(self) -> str:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
 from minidl.core.errors import OptionError, nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,8 +84,19 @@ def _is_misspelt(name: str, known: list[str]) -> bool:
     return len(name) > 2 and bool(difflib.get_close_matches(name.lower(), [x.lower() for x in known], 1, 0.8))
 
 
+_NUMPYS = {"axis", "axes", "keepdims", "dtype", "out", "initial", "where", "ddof"}
+
+
+def _listed(known: list[str]) -> str:
+    return f" It knows {', '.join(known)}." if known else " It has no options."
+
+
 def unknown_option(who: str, name: str, known: list[str]) -> OptionError:
     """The error for an option that does not exist, naming the one that was probably meant."""
+    if name in _NUMPYS:
+        here = " Here it is dim." if "dim" in known and name == "axis" else ""
+        other = f" NumPy's function has it: np.{who}(X, {name}=...)." if hasattr(np, who) else ""
+        return OptionError(f"{who}: there is no option {name!r}.{here}{other or _listed(known)}")
     meant = nearest(name, known)
     remedy = f"Did you mean {meant}?" if meant else f"It knows {', '.join(known)}." if known else "It has no options."
     return OptionError(f"{who}: there is no option {name!r}. {remedy}")

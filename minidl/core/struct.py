@@ -110,7 +110,7 @@ def _lines(s: dict[str, Any], indent: str = "    ") -> Iterator[str]:
             if field:
                 yield from _lines(field, indent + " " * (width + 2))
         elif hasattr(field, "shape") and getattr(field, "size", 1) != 1:
-            yield f"{lead}[{repr(field).splitlines()[0] if hasattr(field, 'dims') else _array(field)}]"
+            yield f"{lead}[{field._head() if hasattr(field, '_head') else _array(field)}]"
         else:
             yield f"{lead}{field!r}" if not hasattr(field, "item") else f"{lead}{field.item()}"
 

@@ -263,7 +263,7 @@ def _from_scikit_learn(who: str, part: str) -> Digits:
 
 
 def _missing_package(who: str, what: str, package: str) -> DataError:
-    return DataError(f'{who}: {what} need {package}, which is not installed. Run: pip install "minidl[examples]".')
+    return DataError(f"{who}: {what} needs {package}, which is not installed. Run: pip install {package}.")
 
 
 def _rotated(images: Array, white: int, angle: NDArray[np.int64], scale: float) -> NDArray[np.float32]:

@@ -10,9 +10,9 @@ from minidl.ops.activation import (
 from minidl.ops.convolution import dlconv
 from minidl.ops.create import eye, ones, rand, randi, randn, randperm, zeros
 from minidl.ops.elementwise import (
-    abs, acos, acosh, and_, asin, asinh, atan, atan2, atanh, ceil, conj, cos, cosh, cot, csc, eps, eq, erf, exp, expm1,
+    acos, acosh, and_, asin, asinh, atan, atan2, atanh, ceil, conj, cos, cosh, cot, csc, eps, eq, erf, exp, expm1,
     fix, floor, ge, gt, hypot, imag, isfinite, isinf, isnan, ldivide, le, log, log1p, log2, log10, lt, minus, mod, ne,
-    not_, or_, plus, power, rdivide, real, realpow, rem, round, sec, sign, sin, sinh, sqrt, square, tan, tanh, times,
+    not_, or_, plus, power, rdivide, real, realpow, rem, sec, sign, sin, sinh, sqrt, square, tan, tanh, times,
     uminus, uplus, where, xor,
 )  # fmt: skip
 from minidl.ops.facts import (
@@ -23,9 +23,8 @@ from minidl.ops.fullyconnect import fullyconnect
 from minidl.ops.linear import diag, dot, mldivide, mrdivide, mtimes, pagemtimes, trace, tril, triu
 from minidl.ops.loss import crossentropy, huber, l1loss, l2loss, mse
 from minidl.ops.normalization import batchnorm
-from minidl.ops.reduction import (
-    all, any, cumprod, cumsum, logsumexp, max, mean, median, min, prod, sort, std, sum, var, vecnorm,
-)  # fmt: skip
+from minidl.ops.python import abs, all, any, max, min, round, sum
+from minidl.ops.reduction import cumprod, cumsum, logsumexp, mean, median, prod, sort, std, var, vecnorm
 from minidl.ops.shape import (
     cat, circshift, ctranspose, flip, horzcat, permute, repelem, repmat, reshape, rot90, shiftdim, squeeze, transpose,
     vertcat,

@@ -16,6 +16,8 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minidl.core.contraction import Contraction, index
 from minidl.core.dlarray import DLArray, Operand, dlarray, public
 from minidl.core.errors import LabelError, OptionError, ShapeError
@@ -350,7 +352,11 @@ def dlconv(
     if plan.edges is not None:
         x = _with_edges(x, plan.padding, plan.edges)
     y = conv(x, w, stride=plan.stride, dilation=plan.dilation, padding=plan.zeros)
-    y = add_bias("dlconv", y, bias, plan.y_shape[-1])
+    try:
+        y = add_bias("dlconv", y, bias, plan.y_shape[-1])
+    except ShapeError as error:
+        hint = _of_pytorch(w_labels, w.shape if isinstance(weights, DLArray) else np.shape(weights), x.shape[-1])
+        raise (ShapeError(f"{error}{hint}") if hint else error) from None
     return give(returned(y, plan.y_shape, plan.y_order), labels, is_formatted, X)
 
 
@@ -370,6 +376,14 @@ class _Plan(NamedTuple):
     edges: Any  # None: zeros
 
 
+def _of_pytorch(labels: str, w_shape: Sizes, channels: int) -> str:
+    """What to say where unlabelled filters may be laid out as PyTorch has them: (filters, channels, sizes ..)."""
+    if labels or len(w_shape) < 3 or w_shape[1] != channels:
+        return ""
+    spatial = "S" * (len(w_shape) - 2)
+    return f' Filters as PyTorch lays them out, (filters, channels, sizes ..), are told by WeightsFormat="UC{spatial}".'
+
+
 @functools.lru_cache(maxsize=1024)
 def _plan(
     shape: Sizes, labels: str, w_shape: Sizes, w_labels: str, stride: Any, dilation: Any, padding: Any, value: Any
@@ -379,6 +393,7 @@ def _plan(
             f'dlconv: X needs a C (channel) dimension; it has the labels "{labels}". Use for example "SSCB".'
         )
     spatial = [i for i, letter in enumerate(labels) if letter == "S"]
+    given = w_labels
     w_labels = w_labels or _default_labels(len(spatial), w_shape)
     groups, filters, w_order, kernel, channels = _weight_order(labels, len(spatial), w_shape, w_labels)
     over = spatial + ([labels.index("T")] if "T" in w_labels else [])
@@ -397,6 +412,7 @@ def _plan(
         raise ShapeError(
             f"dlconv: X {describe(shape, labels)} has {shape[c]} channels, weights {describe(w_shape)} take "
             f"{groups * channels}{each}. Weights are (filter sizes.., channels / groups, filters / groups, groups)."
+            f"{_of_pytorch(given, w_shape, shape[c])}"
         )
     others = [i for i in memory_order(labels) if i not in over and i != c]
     sizes = tuple([shape[i] for i in over])
@@ -409,6 +425,7 @@ def _plan(
         raise ShapeError(
             f"dlconv: a filter of size {describe(kernel)} with DilationFactor {dilation} reaches beyond the input of "
             f'size {describe(sizes)}, padding {pads} included. Pad more, for example Padding="same".'
+            f"{_of_pytorch(given, w_shape, shape[c])}"
         )
     edges = _edges(value, pads, sizes)
     order = (*others, *over, c)

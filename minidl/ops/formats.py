@@ -41,6 +41,8 @@ def read(who: str, X: Any, fmt: str | None, name: str = "X", option: str = "Data
             f"{who}: {name} ({describe(shape)}) is unformatted, and which dimension is which matters here. "
             f"Label it, dlarray({name}, fmt), or give {option}=fmt."
         )
+    if type(fmt) is list or type(fmt) is tuple:
+        check_format(who, fmt)
     labels = labels_of(who, name, shape, fmt)
     if len(labels) > len(shape):
         x = view_as(x, shape=shape + (1,) * (len(labels) - len(shape)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidl.core.dlarray import DLArray, Operand, dlarray, public
-from minidl.core.errors import LabelError, OptionError, ShapeError, choice, number
+from minidl.core.errors import DTypeError, LabelError, OptionError, ShapeError, choice, number
 from minidl.core.labels import describe
 from minidl.core.op import MAP, case, op
 from minidl.core.options import options
@@ -307,7 +307,7 @@ def _count(who: str, factor: str, shape: tuple[int, ...], labels: str) -> int:
 
 def _pair(who: str, Y: Any, T: Any, fmt: str | None) -> tuple[DLArray, str, bool, DLArray]:
     """(Y without labels, its labels, whether it gives them to the result, T laid along the dimensions of Y)."""
-    t = T if isinstance(T, DLArray) else dlarray(T)
+    t = T if isinstance(T, DLArray) else _target(who, T)
     y = Y if isinstance(Y, DLArray) else dlarray(Y)
     if not y._labels and fmt is None and t._labels:  # only T is formatted: Y has its dimensions
         labels, is_formatted = t._labels, True
@@ -333,9 +333,29 @@ def _same_shape(
     if shape + (1,) * (n - len(shape)) != wanted + (1,) * (n - len(wanted)):
         raise ShapeError(
             f"{who}: {name} is as large as {other}, {describe(wanted, labels)}; got {describe(shape)}. "
-            f"Give {name} the shape {wanted}."
+            f"Give {name} the shape {wanted}.{_of_classes(who, name)}"
         )
     return wanted
+
+
+def _of_classes(who: str, name: str) -> str:
+    """What to do with targets that are the classes themselves."""
+    if who != "crossentropy" or name != "T":
+        return ""
+    return " If T holds numbers or names of classes, make it one-hot: onehotencode(T, 0, ClassNames=...)."
+
+
+def _target(who: str, T: Any) -> DLArray:
+    try:
+        return dlarray(T)
+    except DTypeError as error:
+        if who != "crossentropy":
+            raise
+        kind = getattr(T, "dtype", None) or type(T).__name__
+        raise DTypeError(
+            f"{who}: T is one-hot, or another distribution along C, of type single, double or logical; got {kind}."
+            f"{_of_classes(who, 'T')}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=1024)
@@ -347,7 +367,7 @@ def _laid(
     if any(n != m and not (expands and n == 1) for n, m in zip(laid, y_shape)):
         raise ShapeError(
             f"{who}: {name} ({describe(shape, labels)}) does not fit Y ({describe(y_shape, y_labels)}). "
-            f"Its sizes are those of Y{', or 1' if expands else ''}."
+            f"Its sizes are those of Y{', or 1' if expands else ''}.{_of_classes(who, name)}"
         )
     return order, laid
 

@@ -5,6 +5,7 @@ Plain functions over the primitive views; labels follow their dimensions.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -69,6 +70,11 @@ def sizes(who: str, size: tuple[Any, ...], *, is_inferable: bool = False) -> tup
 
 def _inferred(old: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     if -1 not in shape:
+        if math.prod(shape) != math.prod(old):
+            raise ShapeError(
+                f"reshape: {describe(old)} has {math.prod(old)} elements, {describe(shape)} would have "
+                f"{math.prod(shape)}. Give sizes with the same product."
+            )
         return shape
     known = 1
     for n in shape:
@@ -98,6 +104,7 @@ def _column_major(x: DLArray, shape: tuple[int, ...]) -> DLArray:
 
 
 @public
+@options
 def squeeze(X: Operand) -> DLArray:
     """X without its dimensions of size 1 and their labels.
 
@@ -146,6 +153,7 @@ def shiftdim(X: Operand, n: int | None = None) -> DLArray:
 
 
 @public
+@options
 def permute(X: Operand, *order: Any) -> DLArray:
     """Dimensions in another order: dimension i of the result is dimension order[i] of X.
 
@@ -187,6 +195,7 @@ def _fixed_order(who: str, x: DLArray) -> LabelError:
 
 
 @public
+@options
 def transpose(X: Operand) -> DLArray:
     """Rows and columns exchanged: X.'
 
@@ -220,6 +229,7 @@ def ctranspose(X: Operand) -> DLArray:
 
 
 @public
+@options
 def flip(X: Operand, dim: Dim = None) -> DLArray:
     """Elements in reverse order along `dim` (number, label or several; by default the first of size other than 1).
 
@@ -288,6 +298,7 @@ def circshift(X: Operand, K: Any, dim: Dim = None) -> DLArray:
 
 
 @public
+@options
 def repmat(X: Operand, *counts: Any) -> DLArray:
     """X repeated like tiles.
 

@@ -217,8 +217,8 @@ SHOWN = [
 
 @pytest.mark.parametrize("x, head", SHOWN)
 def test_display(x, head):
-    assert repr(x).splitlines()[0] == str(x).splitlines()[0] == head
-    assert len(repr(x)) < 3000
+    assert str(x).splitlines()[0] == head
+    assert repr(x).startswith(head) and "\n" not in repr(x) and len(repr(x)) < 300
 
 
 def test_numbers_out():

@@ -78,7 +78,7 @@ def test_draws_like_a_dlarray_are_recorded_with_the_state():
 BAD = [
     (lambda: m.zeros(-1), OptionError, "from 0 on"), (lambda: m.zeros(2.5), OptionError, "whole"),
     (lambda: m.zeros("int8"), OptionError, "single"), (lambda: m.zeros(2, "single", like=SINGLE), OptionError, "twice"),
-    (lambda: m.zeros(2, "like", SINGLE, like=SINGLE), OptionError, "two prototypes"),
+    (lambda: m.zeros(2, "like", SINGLE, like=SINGLE), OptionError, "given twice"),
     (lambda: m.zeros(2, like=np.array([1])), DTypeError, "int64"),
     (lambda: m.ones(2, Like=SINGLE), OptionError, "Did you mean like"),
     (lambda: m.rand(2, "logical"), DTypeError, "rand(n) < 0.5"), (lambda: m.eye(2, 3, 4), OptionError, "pages"),

@@ -221,7 +221,7 @@ MAKE = {
     "result_type": lambda d: shaped(d), "ptp": lambda d: reduction(d, kinds="dds"),
 }  # fmt: skip
 MAKE["around"] = MAKE["round"]
-TEXTS = ("array2string", "array_repr", "array_str")
+TEXTS = ("array2string", "array_repr", "array_str", "histogram", "histogram2d", "histogram_bin_edges")
 for function in FUNCTIONS:
     if function.__name__ not in MAKE and function.__name__ not in TEXTS:
         MAKE[function.__name__] = lambda d: reduction(d, typed(d))

@@ -101,7 +101,7 @@ CORNERS = [
     ("m.var(dlarray([[1.0, 3.0]]), 'all')", 2.0), ("m.vecnorm(dlarray([-3.0, 4.0]), 1)", [7.0]),
     ("m.vecnorm(dlarray([-3.0, 4.0]), inf)", [4.0]), ("m.vecnorm(dlarray([3.0, 4.0]), 3)", [91.0 ** (1 / 3)]),
     ("m.max(dlarray([1.0, 5.0]), 2)", [2.0, 5.0]), ("m.max(dlarray([1.0, 5.0]), [], 0)", [5.0]),
-    ("m.max(dlarray([1.0, 5.0]), None, 'all')", 5.0), ("m.max([3.0, 4.0])", [4.0]),
+    ("m.max(dlarray([1.0, 5.0]), None, 'all')", 5.0), ("m.max([3.0, 4.0], 'all')", 4.0),
     ("dlarray([3.0, 4.0]).max()", [4.0]),
     ("m.cumsum(dlarray([[1.0, 2.0], [3.0, 4.0]]), 1)", [[1.0, 3.0], [3.0, 7.0]]),
     ("m.cumsum(dlarray([1.0, 2.0]), 'reverse')", [3.0, 2.0]), ("m.cumprod(dlarray([2.0, 0.0, 3.0]))", [2.0, 0.0, 0.0]),
