@@ -15,7 +15,7 @@ sqrt, sin, cos, tan, sinh, cosh, tanh = np.sqrt, np.sin, np.cos, np.tan, np.sinh
 asin, acos, atan, asinh, acosh, atanh, atan2 = (
     np.arcsin, np.arccos, np.arctan, np.arcsinh, np.arccosh, np.arctanh, np.arctan2
 )  # fmt: skip
-fabs, floor, ceil, trunc, erf = np.abs, np.floor, np.ceil, np.trunc, math.erf
+fabs, floor, ceil, trunc, erf, erfc = np.abs, np.floor, np.ceil, np.trunc, math.erf, math.erfc
 fmod = np.fmod
 isnan, isinf, isfinite = np.isnan, np.isinf, np.isfinite
 

@@ -79,7 +79,26 @@ def _erf(x: Any) -> Any:
     near = size <= 0.46875
     y[near] = z[near] * _ratio(_ERF_SMALL, np.square(z[near]))
     far = (size > 0.46875) & (size < 6)
-    s = size[far]
+    y[far] *= 1 - _erf_tail(size[far])
+    return y.astype(x.dtype).reshape(x.shape)
+
+
+def _erfc(x: Any) -> Any:
+    if isinstance(x, float):
+        return math.erfc(x)
+    z = np.asarray(x, np.float64).reshape(-1)
+    size = np.abs(z)
+    y = 1 - np.sign(z)  # 0 or 2 beyond 28, and nan for nan
+    near = size <= 0.46875
+    y[near] = 1 - z[near] * _ratio(_ERF_SMALL, np.square(z[near]))
+    far = (size > 0.46875) & (size < 28)
+    tail = _erf_tail(size[far])
+    y[far] = np.where(z[far] < 0, 2 - tail, tail)
+    return y.astype(x.dtype).reshape(x.shape)
+
+
+def _erf_tail(s: Array) -> Array:
+    """1 - erf(s) for s from 0.46875 on."""
     inverse = 1 / np.square(s)
     tail = np.where(
         s <= 4,
@@ -87,9 +106,7 @@ def _erf(x: Any) -> Any:
         (1 / math.sqrt(math.pi) - inverse * _ratio(_ERF_LARGE, inverse)) / s,
     )
     coarse = np.trunc(s * 16) / 16  # its square is exact, so exp(-s^2) loses no digits
-    tail *= np.exp(-np.square(coarse)) * np.exp(-(s - coarse) * (s + coarse))
-    y[far] *= 1 - tail
-    return y.astype(x.dtype).reshape(x.shape)
+    return tail * (np.exp(-np.square(coarse)) * np.exp(-(s - coarse) * (s + coarse)))
 
 
 def _round_half_away(x: Any) -> Any:
@@ -107,8 +124,8 @@ SCALAR: dict[str, Callable[..., Any]] = {
     "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
     "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh,
     "atanh": np.arctanh, "atan2": np.arctan2, "fabs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil,
-    "trunc": np.trunc, "round_half_away": _round_half_away, "erf": _erf, "pow": np.power, "fmod": np.fmod,
-    "maximum": np.maximum, "minimum": np.minimum, "fmax": np.fmax, "fmin": np.fmin, "where": np.where,
+    "trunc": np.trunc, "round_half_away": _round_half_away, "erf": _erf, "erfc": _erfc, "pow": np.power,
+    "fmod": np.fmod, "maximum": np.maximum, "minimum": np.minimum, "fmax": np.fmax, "fmin": np.fmin, "where": np.where,
     "isnan": np.isnan, "isinf": np.isinf, "isfinite": np.isfinite, "logical_and": np.logical_and,
     "logical_or": np.logical_or, "logical_xor": np.logical_xor, "logical_not": np.logical_not, "cast": _cast,
 }  # fmt: skip

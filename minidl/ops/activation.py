@@ -12,7 +12,7 @@ from minidl.core.errors import choice, number
 from minidl.core.op import KERNEL, MAP, case, op
 from minidl.core.options import options
 from minidl.core.tree import LEAF, flatten, unflatten
-from minidl.ops.elementwise import abs, eq, erf, exp, ge, log1p, log_, maximum, minimum, settled, tanh, where
+from minidl.ops.elementwise import abs, eq, erfc, exp, ge, log1p, log_, maximum, minimum, settled, tanh, where
 from minidl.ops.formats import arranged, check, give, read, returned, rows
 from minidl.ops.reduction import argmax, logsumexp_along, reduce_max, reduce_sum
 from minidl.ops.views import broadcast, cast, stopgradient_
@@ -76,11 +76,21 @@ def leakyrelu(X: Operand, scaleFactor: Operand = 0.01, *, DataFormat: str | None
 
 @op(MAP, domain=(-6.0, 6.0))
 def sigmoid_(x):
-    """1 / (1 + exp(-x)); where exp overflows the quotient is the right 0."""
-    return 1 / (1 + exp(-x))
+    """1 / (1 + exp(-x)), with all its digits down to the smallest number."""
+    e = exp(-abs(x))
+    return where(ge(x, 0), 1, e) / (e + 1)
 
 
-sigmoid_.vjps(lambda g, y, x: g * y * (1 - y))
+@op(MAP, domain=(-6.0, 6.0))
+def sigmoid_slope(x):
+    """The derivative of the logistic function, with all its digits where that rounds to 1."""
+    e = exp(-abs(x))
+    share = 1 / (e + 1)
+    return e * share * share
+
+
+sigmoid_.vjps(lambda g, y, x: g * sigmoid_slope(x), is_singular=False)
+sigmoid_slope.vjps(lambda h, d, x: -(h * d * tanh(x * 0.5)), is_singular=False)
 
 
 @public
@@ -88,7 +98,7 @@ sigmoid_.vjps(lambda g, y, x: g * y * (1 - y))
 def sigmoid(X: Operand, *, DataFormat: str | None = None) -> DLArray:
     """Logistic function: y = 1 / (1 + exp(-x)), between 0 and 1.
 
-    X : dlarray of any shape and labels; the result has the same. Large |x| give exactly 0 or 1, never NaN.
+    X : dlarray of any shape and labels; the result has the same. Large |x| give 0 or 1, never NaN.
     Source: MathWorks, reference page "sigmoid".
 
     >>> sigmoid(0.0).item()
@@ -183,15 +193,16 @@ def stopgradient(X: Any) -> Any:
 
 @op(MAP)
 def gelu_(x):
-    """x times the normal distribution function at x."""
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+    """x times the normal distribution function at x, which is 0 from -40 on."""
+    return maximum(x, -40) * (erfc(x * -math.sqrt(0.5)) * 0.5)
 
 
 @op(MAP)
 def gelu_tanh(x):
-    """gelu, its distribution function approximated by tanh."""
-    z = minimum(maximum(x, -10), 10)  # beyond, tanh is 1 to the last digit, and z^3 would overflow
-    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)))
+    """gelu, its distribution function approximated by tanh: (1 + tanh(z)) / 2 is the logistic function at 2 z."""
+    x = maximum(x, -40)
+    z = minimum(x, 40)  # beyond, the function is 1, and z^3 would overflow
+    return x * sigmoid_(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z))
 
 
 @public
@@ -199,7 +210,7 @@ def gelu_tanh(x):
 def gelu(X: Operand, *, Approximation: str = "none", DataFormat: str | None = None) -> DLArray:
     """Gaussian error linear unit: y = x * P(Z <= x) for a standard normal Z.
 
-        "none": x/2 * (1 + erf(x / sqrt 2))        "tanh": x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+        "none": x/2 * erfc(-x / sqrt 2)        "tanh": x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
 
     X : dlarray of any shape and labels; the result has the same.
     Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016); MathWorks, reference page "gelu".

@@ -211,11 +211,11 @@ def sign(x):
 @public
 @op(MAP, domain=(0.5, 2.0))
 def hypot(a, b):
-    """sqrt(a^2 + b^2) without overflow in between; its gradient at (0, 0) is 0."""
+    """sqrt(a^2 + b^2) without overflow in between; Inf beside NaN is Inf. Its gradient at (0, 0) is 0."""
     a, b = builtins.abs(a), builtins.abs(b)  # one of them may be a plain number
     most, least = maximum(a, b), minimum(a, b)
     ratio = least / where(eq(most, 0), 1, most)
-    return where(isinf(most), most, most * sqrt(square(ratio) + 1))
+    return where(isinf(larger(a, b)), math.inf, most * sqrt(square(ratio) + 1))
 
 
 hypot.vjps(
@@ -356,6 +356,14 @@ def erf(x):
 erf.vjps(lambda g, y, x: g * exp(-square(x)) * (2 / math.sqrt(math.pi)))
 
 
+@op(MAP, text="erfc({0})")
+def erfc(x):
+    """1 - erf(x), with all its digits where that is near 0."""
+
+
+erfc.vjps(lambda g, y, x: g * exp(-square(x)) * (-2 / math.sqrt(math.pi)))
+
+
 # trigonometry, in radians ---------------------------------------------------------------------------------------
 
 
@@ -422,7 +430,7 @@ def asin(x):
     """Inverse sine; NaN outside of [-1, 1] (MATLAB would turn complex)."""
 
 
-asin.vjps(lambda g, y, x: g / sqrt(1 - square(x)))
+asin.vjps(lambda g, y, x: g / sqrt((1 - x) * (x + 1)))
 
 
 @public
@@ -431,7 +439,7 @@ def acos(x):
     """Inverse cosine; NaN outside of [-1, 1] (MATLAB would turn complex)."""
 
 
-acos.vjps(lambda g, y, x: -g / sqrt(1 - square(x)))
+acos.vjps(lambda g, y, x: -g / sqrt((1 - x) * (x + 1)))
 
 
 @public
@@ -450,8 +458,8 @@ def atan2(a, b):
 
 
 atan2.vjps(
-    lambda g, y, a, b: g * (b / (a * a + b * b)),
-    lambda g, y, a, b: -(g * (a / (a * a + b * b))),
+    lambda g, y, a, b: g * (b / hypot(a, b)) / hypot(a, b),
+    lambda g, y, a, b: -(g * (a / hypot(a, b)) / hypot(a, b)),
 )
 
 
@@ -479,7 +487,17 @@ def tanh(x):
     """Hyperbolic tangent."""
 
 
-tanh.vjps(lambda g, y, x: g * (1 - square(y)))
+tanh.vjps(lambda g, y, x: g * tanh_slope(x), is_singular=False)
+
+
+@op(MAP)
+def tanh_slope(x):
+    """The derivative of tanh, 1 / cosh(x)^2, with all its digits where tanh rounds to 1 or -1."""
+    e = exp(-abs(x))
+    return square(2 * e / (square(e) + 1))
+
+
+tanh_slope.vjps(lambda h, d, x: h * d * tanh(x) * -2, is_singular=False)
 
 
 @public
@@ -488,7 +506,7 @@ def asinh(x):
     """Inverse hyperbolic sine."""
 
 
-asinh.vjps(lambda g, y, x: g / sqrt(square(x) + 1))
+asinh.vjps(lambda g, y, x: g / hypot(x, 1))
 
 
 @public

@@ -346,8 +346,10 @@ def _moment(is_root: bool) -> Callable[..., DLArray]:
         axes = _axes(x, axis, is_strict=True)
         values = DLArray(x._value) if dtype is None else facts.cast(DLArray(x._value), dtype)
         count = math.prod(x.shape[i] for i in axes)
-        away = e.square(values - reduction.mean(values, axes)) if count else values + 0
-        y = e.rdivide(reduction.sum(away, axes), float(max(count - ddof, 0)))  # NaN or Inf where nothing is left
+        away = values - reduction.mean(values, axes) if count else values + 0
+        if is_root and count > ddof:
+            return _kept(x, reduction.norm_along(away, axes=axes, p=2.0, share=1 / (count - ddof)), axes, keepdims)
+        y = e.rdivide(reduction.sum(e.square(away), axes), float(max(count - ddof, 0)))  # NaN or Inf: nothing is left
         return _kept(x, reduction.root(y) if is_root else y, axes, keepdims)
 
     return run

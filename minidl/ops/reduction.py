@@ -21,7 +21,7 @@ from minidl.core.dlarray import DLArray, Operand, numbers, public
 from minidl.core.errors import OptionError, choice
 from minidl.core.op import KERNEL, MAP, REDUCE, case, named, op
 from minidl.core.options import options
-from minidl.core.spec import DOUBLE, INDEX, Spec
+from minidl.core.spec import DOUBLE, INDEX, SINGLE, Spec
 from minidl.ops.axes import Dim, array, axes_of, axis_of, refuse_truth
 from minidl.ops.elementwise import (
     abs,
@@ -29,17 +29,21 @@ from minidl.ops.elementwise import (
     eq,
     exp,
     floor,
+    gt,
     isfinite,
     isnan,
     larger,
     log_,
+    lt,
     mod,
     ne,
     power,
     settled,
+    sign,
     smaller,
     sqrt,
     square,
+    square_,
     where,
 )  # fmt: skip
 from minidl.ops.shape import concatenate, flip
@@ -307,7 +311,12 @@ def std(X: Operand, w: int | str | None = 0, dim: Dim = None) -> DLArray:
     x = array(X)
     w, dim = _weight("std", w, dim)
     axes, is_scalar = _planned("std", dim, x)
-    return _finished(root(_variance(x, axes, w)), x._labels, is_scalar)
+    n = _count(x, axes)
+    if not n:
+        return _finished(_filled(x, axes, math.nan), x._labels, is_scalar)
+    x, labels = DLArray(x._value), x._labels
+    y = norm_along(x - _mean(x, axes), axes=axes, p=2.0, share=1 / builtins.max(n - 1 + w, 1))
+    return _finished(y, labels, is_scalar)
 
 
 def _weight(who: str, w: Any, dim: Dim) -> tuple[int, Dim]:
@@ -341,6 +350,46 @@ def root(x):
 root.tells(square=lambda x: x)
 
 
+def _two_norms(r):
+    x = r.normal(size=(2, 3, 4))
+    return [case(x, axes=(0, 2), p=2.0, share=0.5), case(x, axes=(1,), p=3.0, share=1.0)]
+
+
+def _shared(x, axes, share):
+    y = reduce_sum(x, axes=axes)
+    return y if share == 1 else y * share
+
+
+@op(KERNEL, samples=_two_norms)
+def norm_along(x, *, axes, p, share):
+    """(share * sum(|x|^p))^(1/p) along `axes`; they stay with size 1. The sum neither overflows nor vanishes."""
+    if p == 2 and x.dtype == SINGLE:
+        return cast(sqrt(_shared(square_(cast(x, dtype="float64")), axes, share)), dtype="float32")
+    most = larger(reduce_max(x, axes=axes), -reduce_min(x, axes=axes))
+    if p == 2:  # by a power of 2, so that nothing is rounded
+        scale = where(gt(most, 2.0**400), 2.0**700, where(lt(most, 2.0**-400), 2.0**-700, 1))
+        return sqrt(_shared(square_(x / scale), axes, share)) * scale
+    scale = where(and_(gt(most, 0), isfinite(most)), most, 1)
+    return power(_shared(power(abs(x) / scale, p), axes, share), 1 / p) * scale
+
+
+@norm_along.infer
+def _(x, *, axes, p, share):
+    return _reduced(x, axes=axes)
+
+
+@norm_along.vjps
+def _(g, y, x, *, axes, p, share):
+    part = x / where(eq(y, 0), 1, y)
+    if p != 2:
+        part = sign(x) * power(where(eq(x, 0), 1, abs(part)), p - 1)
+    g = _expanded(g, x)
+    return settled(g * (part if share == 1 else part * share), g)
+
+
+norm_along.tells(square=lambda x, axes, p, share: _shared(square_(x), axes, share) if p == 2 else None)
+
+
 @public
 @options
 def vecnorm(X: Operand, p: float = 2, dim: Dim = None) -> DLArray:
@@ -348,7 +397,7 @@ def vecnorm(X: Operand, p: float = 2, dim: Dim = None) -> DLArray:
 
         y = sum(|x|^p)^(1/p);  p = inf: max |x|
 
-    Its gradient is 0 where the vector is 0 (p >= 1).
+    Nothing overflows or vanishes on the way. Its gradient is 0 where the vector is 0 (p >= 1).
     Source: MathWorks, reference page "vecnorm".
 
     >>> vecnorm(array([3.0, 4.0])).tolist()
@@ -358,16 +407,14 @@ def vecnorm(X: Operand, p: float = 2, dim: Dim = None) -> DLArray:
     if not isinstance(p, (int, float, np.number)) or isinstance(p, bool) or not p > 0:
         raise OptionError(f"vecnorm: the norm p is a number above 0 or inf; got {p!r}. Dimensions come after it.")
     axes, is_scalar = _planned("vecnorm", dim, x)
-    if p == 2:
-        y = root(reduce_sum(square(x), axes=axes))
-    elif p == 1:
+    if p == 1:
         y = reduce_sum(abs(x), axes=axes)
     elif p == math.inf:
         y = reduce_max(abs(x), axes=axes) if _count(x, axes) else _filled(x, axes, 0.0)
+    elif not _count(x, axes):
+        y = _filled(x, axes, 0.0)
     else:
-        s = reduce_sum(power(abs(x), float(p)), axes=axes)
-        is_zero = eq(s, 0)
-        y = where(is_zero, 0, power(where(is_zero, 1, s), 1 / p))
+        y = norm_along(x if x.dtype.kind == "f" else x + 0, axes=axes, p=float(p), share=1.0)
     return _finished(y, x._labels, is_scalar)
 
 

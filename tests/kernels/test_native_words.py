@@ -94,7 +94,7 @@ def run(text, dtype, is_vector, *xs, literals=(), result=None, texts=None):
 NUMPY = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh",
          "atanh": "arctanh", "atan2": "arctan2", "pow": "power"}  # fmt: skip
 SPANS = {"exp": 720, "expm1": 720, "sinh": 720, "cosh": 720, "tanh": 22, "sin": 1e6, "cos": 1e6, "tan": 1e6,
-         "asin": 1, "acos": 1, "atanh": 1, "erf": 6.5}  # fmt: skip
+         "asin": 1, "acos": 1, "atanh": 1, "erf": 6.5, "erfc": 27}  # fmt: skip
 IS_LONG = np.finfo(np.longdouble).nmant > 52
 
 
@@ -117,8 +117,8 @@ def arguments(word, dtype, count=4000):
 
 
 def truth(word, dtype, xs):
-    if word == "erf":
-        return np.array([math.erf(x) for x in xs[0].tolist()])
+    if word in ("erf", "erfc"):
+        return np.array([getattr(math, word)(x) for x in xs[0].tolist()])
     wide = np.float64 if dtype == "float32" and word != "fmod" or not IS_LONG else np.longdouble
     return getattr(np, NUMPY.get(word, word))(*[x.astype(wide) for x in xs])
 
@@ -144,7 +144,7 @@ def test_accuracy_and_special_values(word, dtype, is_vector):
             other[::2] = np.random.default_rng(2).uniform(-40, 40, len(other[::2]))
         xs = [np.concatenate([xs[0], pairs[0]]), np.concatenate([other, pairs[1]])]
     bound = ULPS[word][dtype == "float64"]
-    if dtype == "float64" and (word == "erf" or not IS_LONG):
+    if dtype == "float64" and (word in ("erf", "erfc") or not IS_LONG):
         bound += 1  # of the reference
     y = run(text, dtype, is_vector, *xs)
     with np.errstate(all="ignore"):
