@@ -7,7 +7,8 @@ Source: Griewank and Walther, Evaluating Derivatives (2008), chapter 3.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -320,7 +321,7 @@ def _untraced(tape: Tape, x: tuple[Any, ...], number: int, leaf: Any) -> TraceEr
         if holder is not None:
             why = (
                 f"it belongs to an object of type {holder}, and dlfeval looks into struct, dict, list, tuple and "
-                f"dataclass, nothing else. Make {holder} a dataclass, or pass its dlarrays to dlfeval as an argument"
+                "dataclass, nothing else. Make it one of these, or pass its dlarrays in one"
             )
         else:
             why = (
@@ -333,10 +334,14 @@ def _untraced(tape: Tape, x: tuple[Any, ...], number: int, leaf: Any) -> TraceEr
 
 
 def _holds(given: Any, value: Value) -> bool:
-    """Whether an object, which trees do not look into, has the value in one of its attributes."""
-    if isinstance(given, DLArray) or not hasattr(given, "__dict__"):
-        return False
-    return any(isinstance(x, DLArray) and x._value is value for x in flatten(list(vars(given).values()))[0])
+    """Whether an object, which trees do not look into, has the value among its attributes or elements."""
+    if isinstance(given, Mapping):
+        inside = list(given.values())
+    elif isinstance(given, (deque, Set)) or (isinstance(given, np.ndarray) and given.dtype.kind == "O"):
+        inside = list(given)
+    else:
+        inside = list(getattr(given, "__dict__", {}).values())
+    return any(isinstance(x, DLArray) and x._value is value for x in flatten(inside)[0])
 
 
 def _name_of(x: tuple[Any, ...], number: int, leaf: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque, namedtuple
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -468,6 +469,11 @@ def _by_attributes(net, x):
     return dlgradient(m.sum(net.W * x, "all"), net.W)
 
 
+def _by_the_first_of(container, x):
+    w = container[0]
+    return dlgradient(x * w, w)
+
+
 PARAMETERS = struct(conv1=struct(W=np.ones((2, 2)), b=dlarray(1.0)))
 REASONS = {
     "plain array in a struct": ("parameters.conv1.W is of type ndarray, not a dlarray.*Wrap it with dlarray",
@@ -476,6 +482,13 @@ REASONS = {
     "made inside, in a list": (r"states\[1\] is not traced.*made inside", _by_an_element_of_a_list,
                                (dlarray([[1.0]]),)),
     "attribute": ("net.W is not traced.*object of type Net.*dataclass", _by_attributes, (Net(), dlarray(1.0))),
+    "an element of a deque": ("w is not traced.*object of type deque", lambda d, x: _by_the_first_of(d, x),
+                              (deque([dlarray(2.0)]), dlarray(1.0))),
+    "an element of an array": ("w is not traced.*object of type ndarray", lambda d, x: _by_the_first_of(d, x),
+                               (np.array([None, dlarray(2.0)], object)[1:], dlarray(1.0))),
+    "a field of a mapping": ("w is not traced.*object of type mappingproxy",
+                             lambda d, x: _by_the_first_of(list(d.values()), x),
+                             (MappingProxyType({"w": dlarray(2.0)}), dlarray(1.0))),
     "the object": ("net is of type Net, not a dlarray.*dataclass", lambda net, x: dlgradient(x * x, net),
                    (Net(), dlarray(1.0))),
     "global": ("OUTSIDE is not traced.*not among the arguments of dlfeval.*Pass it",

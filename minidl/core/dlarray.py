@@ -631,14 +631,18 @@ def _element(who: str, x: Any, is_labelled: bool) -> DLArray:
 
 
 def check_plain(who: str, x: Any) -> None:
-    """Raise DTypeError for an array of NumPy's that is more than its numbers: with a mask, with units, a record."""
-    kind = type(x)
-    if kind is np.ndarray or not isinstance(x, np.ndarray) or isinstance(x, (np.memmap, np.matrix)):
+    """Raise DTypeError for an array that is more than its numbers: with a mask, with units, a record."""
+    kind: Any = type(x)
+    if kind is np.ndarray or isinstance(x, (np.memmap, np.matrix)):
         return
     if isinstance(x, np.ma.MaskedArray):
         remedy = "Its mask would be lost: fill it, x.filled(value), or take what is not masked, x.compressed()."
-    else:
+    elif hasattr(kind, "magnitude") and hasattr(kind, "units"):
+        remedy = "Its units would be lost: convert it to those that you mean, and take x.magnitude."
+    elif isinstance(x, np.ndarray):
         remedy = "What it is beside its numbers would be lost. If they alone are meant: np.asarray(x)."
+    else:
+        return
     raise DTypeError(f"{who}: a plain array is wanted; got {kind.__name__}. {remedy}")
 
 
@@ -653,7 +657,7 @@ def refuse_matrix(who: str, x: Any) -> None:
 
 def check_data(who: str, X: Any) -> np.ndarray:
     """X as a NumPy array of a type that a dlarray can hold; otherwise a DTypeError with the remedy."""
-    if isinstance(X, np.ndarray):
+    if type(X) not in _COPIED:
         check_plain(who, X)
     is_plain = isinstance(X, (bool, int, float, list, tuple, range))
     try:

@@ -252,10 +252,21 @@ class Tagged(np.ndarray):
     """An array with something beside its numbers."""
 
 
+class Quantity:
+    """A number with a unit, as libraries of units have it."""
+
+    units = "metre"
+    magnitude = property(lambda self: 2.0)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([1.0, 2.0, 3.0, 4.0])
+
+
 MASKED = np.ma.masked_array([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 0])
 STRANGE = {
     "masked": (MASKED, "filled"), "masked without a mask": (np.ma.masked_array([1.0, 2.0, 3.0, 4.0]), "filled"),
     "the masked number": (np.ma.masked, "filled"), "subclass": (np.arange(4.0).view(Tagged), "np.asarray"),
+    "units": (Quantity(), "magnitude"),
     "record": (np.rec.fromarrays([[1.0], [2.0]]), "np.asarray"), "in a list": ([MASKED, MASKED], "filled"),
     "masked numbers in a list": ([1.0, 2.0, np.ma.masked, 3.0], "filled"),
     "structured": (np.zeros(2, [("a", float)]), ""), "objects": (np.array([1, None], object), ""),
