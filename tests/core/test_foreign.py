@@ -282,7 +282,7 @@ STRANGE = {
 Z = dlarray([1.0, 2.0, 3.0, 4.0])
 DOORS = {
     "dlarray": lambda x: dlarray(x), "right operand": lambda x: Z * x, "left operand": lambda x: m.times(x, Z),
-    "comparison": lambda x: m.lt(Z, x), "function": lambda x: m.sum(x),
+    "comparison": lambda x: m.lt(Z, x), "function": lambda x: m.mean(x),
     "value": lambda x: Z.copy().__setitem__(slice(4), x),
     "target": lambda x: m.mse(Z, x, DataFormat="C"), "np": lambda x: np.add(Z, x), "matmul": lambda x: Z @ x,
 }  # fmt: skip
