@@ -43,7 +43,8 @@ class Op:
     text    scalar text of a MAP op over {0}, {1}, ...: valid in Python and, once printed, in CUDA C;
             of a REDUCE op, how two elements are combined
     identity the number that combining leaves alone (REDUCE)
-    neutral per operand of a two-operand MAP op, the literal that makes the result the other operand
+    neutral per operand of a MAP op, the literal that makes the result the other operand (the one as far from the other
+            end), or a rule that says whether a literal does
     body    the mathematics in other ops (None for a primitive)
     infer   rule: Specs (and literals) in, Spec or Specs out; every complaint about shapes is raised here
     vjp     rule: (g, y, *inputs, **params) -> a gradient per input (None for zero), when one computation gives all;
@@ -63,7 +64,7 @@ class Op:
     def __init__(
         self, name: str, kind: Kind, body: Rule | None, *, doc: str, text: str | None = None, types: str = "f->f",
         domain: tuple[float, float] = (-2.0, 2.0), samples: Callable[[Any], list[Case]] | None = None,
-        is_constant: bool = False, identity: float = 0.0, neutral: tuple[float | None, ...] = (),
+        is_constant: bool = False, identity: float = 0.0, neutral: tuple[float | Rule | None, ...] = (),
         arity: int | None = None,
     ) -> None:  # fmt: skip
         self.name, self.kind, self.body, self.text, self.__doc__ = name, kind, body, text, doc
@@ -235,7 +236,7 @@ def _empty() -> None:
 def op(
     kind: Kind, *, text: str | None = None, types: str = "f->f", domain: tuple[float, float] = (-2.0, 2.0),
     samples: Callable[[Any], list[Case]] | None = None, is_constant: bool = False, identity: float = 0.0,
-    neutral: tuple[float | None, ...] = (),
+    neutral: tuple[float | Rule | None, ...] = (),
 ) -> Callable[[Rule], Op]:  # fmt: skip
     """Declare an operation: the decorated function's name is its name, its docstring its meaning, its code its body.
 

@@ -100,9 +100,12 @@ def _with_literals(graph: Graph, node: Node, uniform: dict[Id, Any]) -> Node:
 def _unchanged(graph: Graph, node: Node) -> Id | None:
     """The operand that the node merely repeats, as in x * 1."""
     for literal, other, neutral in zip(node.inputs, reversed(node.inputs), node.op.neutral):
-        if neutral is None or isinstance(literal, Id) or not isinstance(other, Id) or literal != neutral:
+        if neutral is None or isinstance(literal, Id) or not isinstance(other, Id):
             continue
-        is_exact = math.copysign(1, literal) == math.copysign(1, neutral)  # -0.0 - -0.0 is 0.0
+        if callable(neutral):
+            is_exact = neutral(literal)
+        else:  # -0.0 - -0.0 is 0.0
+            is_exact = literal == neutral and math.copysign(1, literal) == math.copysign(1, neutral)
         if is_exact and graph.specs[other] == graph.specs[node.outputs[0]]:
             return other
     return None

@@ -742,7 +742,7 @@ def where(condition, a, b):
 where.vjps(None, lambda g, y, c, a, b: where(c, g, 0), lambda g, y, c, a, b: where(c, 0, g), is_singular=False)
 
 
-@op(MAP, text="where(logical_and({2} == 0, isnan({1})), 0, {0})")
+@op(MAP, text="where(logical_and({2} == 0, isnan({1})), 0, {0})", neutral=(None, None, lambda g: g != 0))
 def settle(h, part, g):
     """h, but 0 where g is 0 and `part` is NaN: what 0 times infinity is for a gradient `part` made from g.
 
