@@ -52,11 +52,11 @@ def has_used_gpu() -> bool:
     return _has_gpu_arrays
 
 
-def as_gpu_array(x: Any) -> Any:
-    """An array of NumPy's, or of another library on the GPU, as CuPy's."""
+def as_gpu_array(x: Any, who: str = "gpuArray") -> Any:
+    """An array of NumPy's, or of another library on the GPU, as CuPy's. Raises DeviceError if it is on another GPU."""
     global _has_gpu_arrays
     _has_gpu_arrays = True
-    return gpu().as_array(x)
+    return gpu().as_array(x, who)
 
 
 def of(device: str) -> Any:

@@ -37,7 +37,7 @@ def gpu_array(who: str, x: Any) -> Any:
     need_gpu(who)
     if isinstance(x, np.ndarray) and x.dtype.kind not in "fbiuc":
         raise DTypeError(f"{who}: numbers are wanted; got {x.dtype}. Text stays on the host: encode it first.")
-    return backends.as_gpu_array(x)
+    return backends.as_gpu_array(x, who)
 
 
 def gpu_complaint() -> str:

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from minidl.core.device import host, is_on_gpu
+from minidl import backends
+from minidl.core.device import gpu_array, host, is_on_gpu
 from minidl.core.dlarray import DLArray, adopted, check_plain
 from minidl.core.errors import DataError, DTypeError, EmptyDataError, OptionError, ShapeError, choice, truth
 from minidl.core.options import options
@@ -622,7 +623,7 @@ def _as_data(A: Any) -> Any:
     if isinstance(A, DLArray):
         return DLArray(A._value) if A.device == "gpu" and A.ndim else np.asarray(A)
     if is_on_gpu(A) and A.dtype.kind in "fb":
-        return adopted(A.copy())
+        return adopted(backends.gpu().dense_copy(gpu_array("arrayDatastore", A)))
     if isinstance(A, tuple):
         A = list(A)
     if isinstance(A, list):

@@ -268,6 +268,11 @@ ENTRIES = {
     "a datastore": lambda raw, x: next(
         minibatchqueue(arrayDatastore(gpuArray(raw)), MiniBatchSize=1, OutputEnvironment="gpu")
     ),
+    "an array in a datastore": lambda raw, x: next(minibatchqueue(arrayDatastore(raw), MiniBatchSize=1)),
+    "gather": lambda raw, x: m.gather(raw),
+    "isequal": lambda raw, x: m.isequal(x, raw),
+    "a gradient": lambda raw, x: adamupdate([x], [raw], None, None, 1),
+    "a part that is assigned": lambda raw, x: x.copy().__setitem__(slice(None), raw),
     "another library's": lambda raw, x: gpuArray(OtherLibrary(raw)),
 }
 

@@ -391,6 +391,37 @@ def test_there_and_back(random):
         on_device.set(np.ones(3))
 
 
+def test_F7_memory_with_gaps_or_in_another_order_cannot_be_set():
+    """As in CuPy: what is neither in C nor in Fortran order is refused."""
+    x = np.arange(24.0).reshape(2, 3, 4)
+    on_device = cusim.asarray(x)
+    for part in (on_device[:, :, ::2], on_device.transpose(1, 0, 2)):
+        with pytest.raises(RuntimeError, match="non-contiguous"):
+            part.set(np.zeros(part.shape))
+    on_device.transpose(2, 1, 0).set(x.T * 2)
+    assert np.array_equal(on_device.get(), x * 2)
+
+
+def test_F7_streams_are_as_late_as_they_may_be():
+    one, other, event = cusim.cuda.Stream(non_blocking=True), cusim.cuda.Stream(non_blocking=True), graphs.Event()
+    k, x = kernel(ADD), cusim.asarray(np.zeros(1, np.int64))
+    with graphs.lazily():
+        with one:
+            k((1,), (1,), (x, 5))
+            event.record()
+        with other:
+            assert x.get() == 0, "nobody has told this stream to wait"
+        assert not event.done and x.get() == 0
+        other.wait_event(event)
+        with other:
+            assert x.get() == 5
+        assert event.done
+        with one:
+            k((1,), (1,), (x, 5))
+        assert x.get() == 5
+    assert x.get() == 55
+
+
 def test_new_memory_is_nan():
     assert np.all(np.isnan(cusim.empty((2, 3), "float32").get()))
     assert np.all(cusim.empty(5, np.int64).get() == -1)

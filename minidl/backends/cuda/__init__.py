@@ -235,16 +235,19 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 
 # memory, for programs --------------------------------------------------------------------------------------------
-def as_array(x: Any) -> Any:
+def as_array(x: Any, who: str = "gpuArray") -> Any:
     """An array of NumPy's, or of another library on the GPU, as CuPy's: a copy if it was on the host."""
     made = with_room(lambda: launch.cupy().asarray(x), "gpuArray", (x,) if hasattr(x, "shape") else ())
-    streams.check_device("gpuArray", made)
+    streams.check_device(who, made)
     return made
 
 
 def fetched(x: Any) -> np.ndarray:
     """The numbers of an array, in the host's memory."""
-    found: np.ndarray = with_room(x.get, "gather", ()) if streams.has_begun() else x.get()
+    if not streams.has_begun():
+        return np.asarray(x.get())
+    streams.check_device("gather", x)
+    found: np.ndarray = with_room(x.get, "gather", ())
     return found
 
 
