@@ -200,6 +200,8 @@ def _read_idx(who: str, file: pathlib.Path, rank: int) -> NDArray[np.uint8]:
     header = 4 * (1 + rank)
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as f:
+            if os.fstat(f.fileno()).st_size > header + matfile.LIMIT_BYTES:
+                raise OSError(f"it is longer than {matfile.LIMIT_BYTES} bytes")
             magic, *shape = struct.unpack(f">{1 + rank}I", f.read(header))
             count = math.prod(shape)
             data = _up_to(f, min(count, matfile.LIMIT_BYTES) + 1)  # one more, which must not be there

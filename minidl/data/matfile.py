@@ -8,6 +8,7 @@ Source: MathWorks, MAT-File Format (the document of that name).
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import struct
@@ -19,7 +20,7 @@ import numpy as np
 
 from minidl.data.hdf5 import LIMIT_BYTES, MOST_TEXTS, Damaged
 
-_MOST_DIMENSIONS = 32
+_MOST_DIMENSIONS, _MOST_VARIABLES = 32, 1 << 16
 _HEADER, _NAME_BYTES = 128, 1024
 
 # types of elements
@@ -48,7 +49,11 @@ def read_variables(file: Path, names: list[str]) -> dict[str, Any]:
         if len(header) < _HEADER or header[126:] not in (b"IM", b"MI") or header[:4] == bytes(4):
             raise Damaged("it does not begin as one of version 5 to 7 does")
         order = "<" if header[126:] == b"IM" else ">"
-        while left >= 8 and len(found) < len(names):
+        for number in itertools.count():
+            if left < 8 or len(found) == len(names):
+                break
+            if number == _MOST_VARIABLES:
+                raise Damaged(f"more than {_MOST_VARIABLES} variables")
             kind, size = struct.unpack(f"{order}II", f.read(8))
             left -= 8
             if kind not in (_MATRIX, _COMPRESSED) or size > left:

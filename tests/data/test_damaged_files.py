@@ -81,6 +81,13 @@ def test_S2_announced_sizes_are_not_believed(tmp_path, shape, pack, end):
     assert refused(tmp_path, "not a whole IDX file", "length 1584 bytes")
 
 
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_S2_a_file_without_end(tmp_path, end):
+    idx(tmp_path, (2, 28, 28), end=end, pack=gzip.compress if end else bytes)
+    os.truncate(tmp_path / f"train-images-idx3-ubyte{end}", 1 << 40)
+    assert refused(tmp_path, "longer than 536870912 bytes")
+
+
 def test_S2_gzip_that_unfolds_to_gigabytes(tmp_path):
     """Zeros without end behind what is announced: no more is unpacked than there should be."""
     many = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -169,6 +176,21 @@ def test_S2_the_other_byte_order(tmp_path):
     (tmp_path / "x.mat").write_bytes(bytes("MATLAB".ljust(124), "ascii") + b"\1\0MI" + body)
     found = matfile.read_variables(tmp_path / "x.mat", ["x", "t"])
     assert found["x"].tolist() == [[1, 300], [-2, 4]] and found["x"].dtype == float and found["t"] == ["ö€"]
+
+
+def test_S2_a_file_of_very_many_variables(tmp_path, monkeypatch):
+    monkeypatch.setattr(matfile, "_MOST_VARIABLES", 3)
+    assert digitTrain4DArrayData(Path=mat(tmp_path))[0].shape == (28, 28, 1, 2)
+    assert refused(mat(tmp_path, missing=1, anglesTrain=[]), "2 images") and refused(rest(tmp_path), "more than 3")
+
+
+def rest(folder):
+    """The file with its first variable behind many others."""
+    file = folder / "DigitsDataTrain.mat"
+    whole = file.read_bytes()
+    size = 136 + struct.unpack_from("<I", whole, 132)[0]
+    file.write_bytes(whole[:128] + 4 * whole[128:size])
+    return folder
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
