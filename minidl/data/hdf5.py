@@ -92,11 +92,11 @@ def _read(file: str, names: list[str], limit: int) -> dict[str, tuple[str, Any]]
             if not isinstance(node, h5py.Dataset) or "MATLAB_object_decode" in node.attrs:
                 found[name] = "other", None  # an object: told apart from text and numbers later
             elif kind == "cell":
-                found[name] = "texts", _texts(f, _whole(node, limit).ravel(), limit)
+                found[name] = "texts", _texts(f, _whole(node.id, limit).ravel(), limit)
             elif kind == "char":
-                found[name] = "texts", [_text(row) for row in np.atleast_2d(_whole(node, limit).T)]
+                found[name] = "texts", [_text(row) for row in np.atleast_2d(_whole(node.id, limit).T)]
             elif node.dtype.kind in "fiub":
-                numbers = _whole(node, limit)
+                numbers = _whole(node.id, limit)
                 found[name] = "numbers", numbers.astype(bool) if kind == "logical" else numbers
             else:
                 found[name] = "other", None
@@ -104,23 +104,34 @@ def _read(file: str, names: list[str], limit: int) -> dict[str, tuple[str, Any]]
 
 
 def _whole(node: Any, limit: int) -> np.ndarray:
-    """A dataset's numbers; its size is looked at first, and that they lie in this file."""
-    if node.shape is None or node.external or node.is_virtual:
-        raise Damaged(f"{node.name} has its numbers elsewhere")
-    for size in (node.shape, node.chunks or ()):
+    """The numbers of a dataset, by its number; its size is looked at first, and that they lie in this file."""
+    from h5py import h5d, h5s
+
+    facts = node.get_create_plist()
+    layout = facts.get_layout()
+    if layout == h5d.VIRTUAL or facts.get_external_count() or node.get_space().get_simple_extent_type() == h5s.NULL:
+        raise Damaged("a variable that has its numbers elsewhere")
+    for size in (node.shape, facts.get_chunk() if layout == h5d.CHUNKED else ()):
         if math.prod(size) * node.dtype.itemsize > limit:
             raise Damaged(f"a variable of {math.prod(size) * node.dtype.itemsize} bytes, where {limit} are read")
-    numbers = np.asarray(node)
+    numbers = np.empty(node.shape, node.dtype)
+    if numbers.size:
+        node.read(h5s.ALL, h5s.ALL, numbers)
     return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
 
 
 def _texts(f: Any, references: np.ndarray, limit: int) -> list[str]:
+    from h5py import h5a, h5d, h5r
+
     texts, left = [], limit
     if len(references) > MOST_TEXTS:
         raise Damaged(f"{len(references)} texts, where at most {MOST_TEXTS} are read")
     for reference in references:
-        codes = _whole(f[reference], left).ravel()
-        texts.append("" if "MATLAB_empty" in f[reference].attrs else _text(codes))
+        node = h5r.dereference(reference, f.id)
+        if not isinstance(node, h5d.DatasetID):
+            raise Damaged("a cell that is not there")
+        codes = _whole(node, left).ravel()
+        texts.append("" if codes.dtype == np.uint64 and h5a.exists(node, b"MATLAB_empty") else _text(codes))
         left -= codes.nbytes + 64
     return texts
 
