@@ -68,12 +68,15 @@ class Rerun:
         except Exception as error:
             self.error = error
             self._compare_error(error, trace, values)
+        except BaseException:  # an interrupt: as if there had been no audit
+            mark.restore()
+            raise
         else:
             self.result, self.is_certain = recording.result, recording.is_alone()
             if self.is_certain:
                 self.difference = difference(trace, recording, values, name)
                 self.before = recording.before
-                self._drawn = [(cell, old, cell.value) for cell, old in zip(CELLS, self.before)]
+                self._drawn = [(cell, self.before[CELLS.index(cell)], cell.value) for cell in recording.changed]
                 self.is_final = bool(self.difference)
         if not self.is_final:
             mark.restore()  # the outer tapes are to know of the replay only

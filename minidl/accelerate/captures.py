@@ -655,7 +655,8 @@ class _Walk:
         elif name == "__call__" and one.where != "?":  # the code names the object
             self.place("attribute", owner, name, f"{class_name(owner)}.{name}", one.where)
         elif name.startswith("__") and name.endswith("__"):  # len(x), x[k]: the class may get another one
-            if type(found) is types.FunctionType and found.__code__.co_filename != "<string>":  # not a dataclass's
+            is_written = type(found) is types.FunctionType and found.__code__.co_filename != "<string>"
+            if is_written and name != "__call__":  # by a person, not by dataclasses
                 self.place("attribute", owner, name, f"{class_name(owner)}.{name}", one.where)
         elif is_hidden and owner is not one.x:  # super() and type(x) can see it
             self.place("attribute", owner, name, f"{class_name(owner)}.{name}", self.names.get(name, one.where))

@@ -452,7 +452,7 @@ class AcceleratedFunction(Properties):
     def _warn(self, messages: list[str], kind: type[Warning]) -> None:
         for message in messages:
             if message not in self._warned:
-                warnings.warn(message, kind, stacklevel=4)
+                warnings.warn(message, kind, stacklevel=_level_of_user())
                 self._warned.add(message)
 
     def clearCache(self) -> None:
@@ -527,6 +527,14 @@ def _truth(name: str, value: Any) -> bool:
     if isinstance(value, (bool, int, np.bool_)) and value in (0, 1):
         return bool(value)
     raise OptionError(f"AcceleratedFunction: {name} is True or False; got {value!r}.")
+
+
+def _level_of_user() -> int:
+    """The caller's stacklevel for warnings that are to name the user's line, whichever way the call came."""
+    user, frame, level = user_frame(), sys._getframe(1), 1
+    while frame is not user and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _named(module: Any, qualified_name: str) -> Any:

@@ -78,6 +78,7 @@ class Recording:
         self._is_settled = watch.is_settled
         self.has_host_draws = host != _host_generators(leaves + self.captures.generators)
         self.changed = self._changed()
+        self._after = [cell.value for cell in self.changed]
         outputs, self.structure = flatten_shared(self.result)
         self.unkept = unkept(outputs, self.structure, self._arguments.leaves + captured.leaves)
         self.outputs = [x if type(x) is DLArray or self.unkept else given_again(x) for x in handed_on(outputs)]
@@ -138,7 +139,7 @@ class Recording:
         values : take these for arguments and captures, as a trace has them
         """
         inputs = (self.values if values is None else values) + self.before
-        outputs = [x._value for x in self._arrays_out()] + self.telling + [cell.value for cell in self.changed]
+        outputs = [x._value for x in self._arrays_out()] + self.telling + self._after
         return from_tape(self.tape, inputs, outputs)
 
     def _arrays_out(self) -> list[DLArray]:

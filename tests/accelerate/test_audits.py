@@ -511,3 +511,53 @@ def test_on_a_gpu_audits_cost_no_frames(device):
     RATE.set(4.0)
     with pytest.warns(TraceWarning, match=r"changed \(2.0, then 4.0\)"):
         assert m.gather(accfun(x)).tolist() == (X[None] * 4).tolist()
+
+
+def test_the_warning_stands_at_the_users_line_also_inside_dlfeval():
+    accfun = dlaccelerate(from_setting)
+    dlfeval(accfun, dlarray(1.0))
+    RATE.set(5)
+    with pytest.warns(TraceWarning) as caught:
+        dlfeval(accfun, dlarray(1.0))
+    assert caught[0].filename == __file__
+
+
+def test_memory_that_runs_out_in_an_audit_says_nothing_of_the_recording():
+    def function(x):
+        if RATE.get() == 9:
+            raise MemoryError
+        return x * 2 + m.rand(1, like=x) * 0
+
+    accfun = dlaccelerate(function)
+    accfun(dlarray(1.0))
+    RATE.set(9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert accfun(dlarray(2.0)).item() == 4.0
+    RATE.set(2)
+    for _ in range(3):
+        assert accfun(dlarray(2.0)).item() == 4.0
+    row = accfun.explain().traces[0]
+    assert row.hits == 4 and row.audits == 1  # tried again some calls later
+
+
+def test_random_numbers_that_another_thread_draws_meanwhile_are_no_difference():
+    def function(x):
+        y = x * m.rand(1, like=x)
+        if RATE.get() == 9:
+            thread = threading.Thread(target=m.rand, args=(1,))  # draws between the two
+            thread.start()
+            thread.join()
+        return y + m.rand(1, like=x)
+
+    accfun = dlaccelerate(function)
+    accfun(dlarray(1.0))
+    RATE.set(9)
+    m.rng(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TraceWarning)
+        found = accfun(dlarray(1.0)).item()
+    m.rng(4)
+    assert found == function(dlarray(1.0)).item()
+    row = accfun.explain().traces[0]
+    assert row.hits == 1 and row.audits == 0
