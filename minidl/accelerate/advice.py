@@ -24,6 +24,8 @@ _ASKING = {  # what a function may ask that says something else each time
               "Draw with rand(..., like=x) instead, or pass the numbers in.",
     "outside": "asks for something outside of the program ({0.path}) at {0.where}, which may change; BUT "
                "Ask before, and pass what was found.",
+    "threads": "has another thread work for it ({0.path}) at {0.where}, which is not recorded; BUT "
+               "Do that work in the function itself.",
     "frames": "looks at who calls it ({0.path}) at {0.where}, which a replay cannot know; BUT Pass what it needs.",
     "fill": "fills its argument {0.path} at {0.where}, which a replay would not do; BUT Return a new one instead.",
 }  # fmt: skip

@@ -217,7 +217,7 @@ _FOLLOWED = (
     operator.attrgetter, operator.methodcaller, re.Pattern, functools._lru_cache_wrapper,
     array.array, memoryview,
 )  # fmt: skip
-_LOCKS = ("_thread", "threading", "logging", "tqdm", "warnings", "typing")
+_LOCKS = ("_thread", "threading", "logging", "tqdm", "warnings", "typing", "numba", "zoneinfo")
 
 
 def _home(kind: type) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import array
 import collections
+import concurrent.futures
 import dataclasses
 import datetime
 import dis
 import io
 import os
+import queue
 import random
 import re
 import sys
@@ -50,9 +52,10 @@ _OUTSIDE = _FILES | {
     "fork_exec": ("_posixsubprocess",), "CreateProcess": ("_winapi",), "fromfile": ("numpy",), "recv": (),
     "recv_into": (), "recvfrom": (), "connect": (),
 }  # fmt: skip
+_THREADS = {"start_new_thread": ("_thread",), "start_joinable_thread": ("_thread",)}
 _FRAMES = {"_getframe": ("sys",), "_current_frames": ("sys",), "get_objects": ("gc",), "get_referrers": ("gc",)}
 _KINDS: list[tuple[str, Any]] = [
-    ("clock", _CLOCKS), ("chance", _CHANCE), ("outside", _OUTSIDE), ("frames", _FRAMES),
+    ("clock", _CLOCKS), ("chance", _CHANCE), ("outside", _OUTSIDE), ("frames", _FRAMES), ("threads", _THREADS),
 ]  # fmt: skip
 _SAYING = {name: (kind, homes) for kind, table in _KINDS for name, homes in table.items()}
 # the same of functions in Python
@@ -63,6 +66,10 @@ _CODES = {
         (type(os.environ).__iter__, "outside", "os.environ"),
         (random.Random.seed, "chance", "Random()"),
         (threading.current_thread, "clock", "current_thread"),
+        (threading.Thread.start, "threads", "Thread.start"),
+        (threading.Thread.join, "threads", "Thread.join"),
+        (concurrent.futures.Future.result, "threads", "Future.result"),
+        (queue.Queue.get, "threads", "Queue.get"),
     ]
 }
 # packages whose own business the time and files are: nothing of it gets into results
@@ -72,7 +79,10 @@ _QUIET = frozenset([
     "cupy", "cuda", "concurrent", "multiprocessing", "IPython", "ipykernel", "zmq", "jupyter_client", "debugpy",
     "pydevd", "coverage", "_pytest", "pytest",
 ])  # fmt: skip
-_SILENT = frozenset(["warnings", "minidl"])
+_QUIET_ABOUT = {
+    "output": frozenset(["warnings", "minidl"]),
+    "threads": _QUIET - {"threading", "concurrent", "multiprocessing"},
+}
 _TAKING = {"pop", "popitem", "popleft", "setdefault", "__setitem__", "__delitem__"}
 _WATCHED = _SAYING.keys() | CHANGING | _TAKING | {"print"}
 _CONTAINERS = (list, dict, set, collections.deque, bytearray)
@@ -86,7 +96,7 @@ class Effect:
 
     kind : "change" (is_read: the function reads what it changes), "fill" (of an argument), "output"; or what it asks
            that may say something else each time: "clock", "chance", "outside" (files, the environment, other
-           processes), "frames".
+           processes), "frames", "threads".
     """
 
     kind: str
@@ -189,7 +199,7 @@ class Watch:
 
     def _note(self, kind: str, path: str, frame: types.FrameType | None) -> None:
         while frame is not None and not _is_users(frame):
-            if str(frame.f_globals.get("__name__")).partition(".")[0] in (_QUIET if kind != "output" else _SILENT):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in _QUIET_ABOUT.get(kind, _QUIET):
                 return  # a warning, a cache file: not the function's output
             frame = frame.f_back
         if frame is not None:

@@ -80,7 +80,7 @@ class Recording:
         self.changed = self._changed()
         self._after = [cell.value for cell in self.changed]
         outputs, self.structure = flatten_shared(self.result)
-        self.unkept = unkept(outputs, self.structure, self._arguments.leaves + captured.leaves)
+        self.unkept = unkept(outputs, self.structure, self._arguments.leaves + captured.leaves, function)
         self.outputs = [x if type(x) is DLArray or self.unkept else given_again(x) for x in handed_on(outputs)]
         self.result = unflatten(self.structure, self.outputs)  # handles and containers of its own, as from a replay
         self.telling: list[Value] = []  # what results were made of (see `core.origin`)

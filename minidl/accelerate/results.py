@@ -37,12 +37,14 @@ _PARTS = (tuple, frozenset)  # constant if all they hold is
 _COPIED = (np.ndarray, np.matrix, np.recarray, set, collections.deque, bytearray, array.array, np.void)
 
 
-def unkept(outputs: Sequence[Any], structure: Any, known: Iterable[Array | Plain]) -> list[str]:
+def unkept(outputs: Sequence[Any], structure: Any, known: Iterable[Array | Plain], function: Any) -> list[str]:
     """The results that a replay could not give as the function does, in words: where, and what.
 
-    known : leaves of the signature. What is compared by identity is the same object at each replay.
+    known : leaves of the signature. What is compared by identity is the same object at each replay, as is the function
+            and the object that it is a method of.
     """
     same = {id(leaf.x) for leaf in known if isinstance(leaf, Plain) and _is_identity(leaf)}
+    same |= {id(function), id(getattr(function, "__self__", None))}
     found = [
         f"{path or 'its result'} ({_described(x)})"
         for path, x in zip(leaf_paths(structure), outputs)

@@ -16,7 +16,9 @@ CHANGING = frozenset([
     "append", "appendleft", "extend", "extendleft", "insert", "add", "update", "write", "writelines", "clear", "remove",
     "discard", "sort", "reverse", "push",
 ])  # fmt: skip
-_HIDING = ("eval", "exec", "globals", "__import__", "import_module", "modules")
+_HIDING = dict.fromkeys(["eval", "exec", "globals", "__import__"], "global") | {
+    "modules": "attribute", "import_module": "attribute"
+}  # fmt: skip
 _SUBSCRIPT = 26  # since Python 3.14 an operator like others
 _FORMATTING = ("format", "format_map", "vformat")
 _ASKING = ("getattr", "hasattr", "setattr", "delattr")
@@ -52,7 +54,8 @@ class Scan:
         for k, (op, value, line) in enumerate(found):
             self.makes_text |= op.startswith("FORMAT_") or value in ("repr", "str", "format", "print")
             kind, use = _LOADS.get(op, ""), _use(found[k + 1 : k + 6])
-            is_hiding = kind and value in _HIDING and (value != "modules" or found[k - 1][1] == "sys")
+            is_hiding = value in _HIDING and (kind == _HIDING[value] or (kind and value == "import_module"))
+            is_hiding = is_hiding and (value != "modules" or found[k - 1][1] == "sys")
             if is_hiding and not _is_given(value, found[k + 1 : k + 10]):
                 self.hidden.append((value, self._at(line)))
             if kind == "attribute" and value in _FORMATTING:

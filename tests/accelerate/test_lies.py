@@ -10,6 +10,7 @@ import array
 import asyncio
 import builtins
 import collections
+import concurrent.futures
 import contextvars
 import ctypes
 import dataclasses
@@ -224,6 +225,31 @@ def test_R1_results_are_independent_and_share_what_the_function_shares():
         assert a is b and c is d and a.item() == 2 * k
 
 
+THREADS = {
+    "Thread": lambda x, found: run_in_thread(lambda: found.append(x * 2)) or found[0],
+    "result": lambda x, found: POOL.submit(lambda: x * 2).result(),
+    "map": lambda x, found: list(POOL.map(lambda k: x * k, [2.0]))[0],
+}
+POOL = concurrent.futures.ThreadPoolExecutor(1)
+
+
+def run_in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", THREADS)
+def test_R1_what_other_threads_compute_is_never_frozen(name):
+    hits, told = compare(lambda x: THREADS[name](x, []), numbers(1, 2, 3))
+    assert hits == 0 and any("has another thread work for it" in text for text in told)
+
+
+class Model:
+    def step(self, x):
+        return x * 2, self
+
+
 def test_R1_an_object_that_the_signature_names_is_given_back():
     model = Out(2.0)
     accfun = dlaccelerate(lambda x, other: (x * model.y, model, other))
@@ -231,6 +257,7 @@ def test_R1_an_object_that_the_signature_names_is_given_back():
         found = accfun(dlarray(float(k)), model)
         assert found[1] is model and found[2] is model
     assert accfun._cache.hits == 2
+    assert compare(Model().step, numbers(1, 2, 3), look=lambda r: (seen(r[0]), id(r[1]))) == (2, [])
 
 
 # R2: texts ------------------------------------------------------------------------------------------------------
