@@ -115,10 +115,14 @@ class Source:
         if self.kind == "context":
             return self.holder.get(MISSING)
         if self.kind == "cache":
-            return self.holder.cache_info()[1::2]  # misses, how many results it has
+            return FILLED.get(self.holder, 0), *self.holder.cache_info()[1::2]  # misses, how many results it has
         if type(self.holder) is Leaf:
             return attribute(leaves[self.holder.index], self.name) if self.holder.index < len(leaves) else MISSING
         return attribute(self.holder, self.name)
+
+
+# caches of functools -> how many recordings have put something into them: a cache that was emptied counts from 0 again
+FILLED: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class Captures(NamedTuple):
@@ -539,7 +543,7 @@ class _Walk:
         cells = dict(zip(code.co_freevars, contents))
         for inner in with_inner(code):
             self._scan(inner, function, cells)
-        self._code("default", function, "__code__", path, f"{code.co_filename}:{code.co_firstlineno}")
+        self._code("default", function, "__code__", f"{path}.__code__", f"{code.co_filename}:{code.co_firstlineno}")
         line, title = f"{code.co_filename}:{code.co_firstlineno}", f"{function.__name__} (default arguments)"
         if function.__defaults__:
             names = code.co_varnames[code.co_argcount - len(function.__defaults__) : code.co_argcount]
@@ -572,7 +576,7 @@ class _Walk:
                 self.all_at = self.all_at or (where if name in _ALL else "")
                 self.looks_at_types = self.looks_at_types or name == "type"
                 self._code("global", space, name, name, where)  # that no variable hides it
-                self._code("global", known, name, name, where)
+                self._code("global", known, name, f"builtins.{name}", where)
         for base, names in found.bases.items():
             owner = _content_of(cells[base]) if base in cells else space.get(base)
             if type(owner) is types.ModuleType and not is_user_module(owner):

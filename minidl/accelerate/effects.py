@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.accelerate.captures import CHANGING, Captures, Source, is_user_file, line_of_change
+from minidl.accelerate.captures import CHANGING, FILLED, Captures, Source, is_user_file, line_of_change
 from minidl.accelerate.ownership import own_attributes
 from minidl.core.dlarray import DLArray
 from minidl.core.tape import place, set_watch
@@ -142,6 +142,7 @@ class Watch:
                 continue
             if source.kind == "cache":
                 self.is_settled = False
+                FILLED[source.holder] = FILLED.get(source.holder, 0) + 1
                 continue
             where = next((self._lines[i] for i in after.containers if i in self._lines), None)
             where = where or line_of_change(self._captures.codes, source.name)

@@ -14,11 +14,12 @@ from minidl.accelerate.captures import MISSING
 from minidl.accelerate.recording import Trace
 from minidl.accelerate.signature import Array, ById, Plain, Signature
 from minidl.core.labels import describe
+from minidl.core.op import Op
 from minidl.core.spec import TYPE_NAMES
 from minidl.core.tree import LEAF, rest_of
 
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType,
-         types.CodeType, np.ufunc)  # fmt: skip
+         types.CodeType, np.ufunc, Op)  # fmt: skip
 
 
 # leaf by leaf ---------------------------------------------------------------------------------------------------

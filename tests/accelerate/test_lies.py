@@ -44,6 +44,7 @@ import scipy.sparse
 import scipy.stats
 
 import minidl as m
+from accelerate.hidden import Hidden
 from minidl import TraceError, TraceWarning, dlaccelerate, dlarray, dlfeval, dlgradient, struct
 
 pytestmark = pytest.mark.only_on("cpu")
@@ -171,9 +172,9 @@ def test_R1_results_that_are_no_trees_are_never_frozen(name):
     function, look = FOREIGN[name]
     hits, told = compare(function, numbers(1, 2, 3, 3), look=look)
     assert hits == 0 and any("which a replay could not make again" in text for text in told)
-    with pytest.raises(TraceError, match="which a replay could not make again"):
-        result = dlaccelerate(function, Strict=True)(dlarray(1.0))
-        getattr(result, "close", int)()
+    if name != "coroutine":  # it would never be awaited
+        with pytest.raises(TraceError, match="which a replay could not make again"):
+            dlaccelerate(function, Strict=True)(dlarray(1.0))
 
 
 def made_defaultdict(x):
@@ -361,13 +362,16 @@ def test_R3_generators_of_torch(monkeypatch):
     torch.get_rng_state = lambda: types.SimpleNamespace(numpy=lambda: torch.state)
     monkeypatch.setitem(sys.modules, "torch", torch)
 
-    def rand():
-        torch.state = torch.state + 1
-        return torch.state[0]
+    class Rand(Hidden):
+        __module__ = "queue"
 
-    draw = functools.lru_cache(0)(rand)
-    accfun = dlaccelerate(lambda x: x * 0 + draw())
-    with pytest.warns(TraceWarning):
+        def get(self):
+            torch.state = torch.state + 1
+            return torch.state[0]
+
+    draw = Rand("rand")
+    accfun = dlaccelerate(lambda x: x * 0 + draw.get())
+    with pytest.warns(TraceWarning, match="random numbers were drawn"):
         assert [accfun(dlarray(0.0)).item() for _ in range(3)] == [1, 2, 3]
 
 
@@ -606,10 +610,6 @@ def places():
     def default(x, k=2.0):
         return x * k
 
-    @functools.lru_cache
-    def cached():
-        return RATE
-
     def thaw():
         frozen[0] = 5.0
 
@@ -652,7 +652,6 @@ def places():
         "DataFrame": (lambda x: x * frame["a"][0], lambda: frame.__setitem__("a", [5.0])),
         "sparse matrix": (lambda x: x * sparse[0, 0], lambda: sparse.data.__setitem__(0, 5.0)),
         "R7 a view of an array that changes": (lambda x: x * look[0], thaw),
-        "a cache that is emptied": (lambda x: x * cached(), lambda: (set_global("RATE", 8.0), cached.cache_clear())),
     }  # fmt: skip
 
 
@@ -673,6 +672,18 @@ def test_R5_places_are_followed_or_told(name, world):
     function, change = places()[name]
     hits, told = compare(function, numbers(*[1] * 5), lambda k: change() if k == 3 else None)
     assert hits or told
+
+
+def test_R5_a_cache_that_is_emptied():
+    table = {"rate": 2.0}
+    cached = functools.lru_cache(lambda: table["rate"])
+    accfun = dlaccelerate(lambda x: x * cached())
+    one = dlarray(1.0)
+    assert [accfun(one).item() for _ in range(3)] == [2, 2, 2] and accfun._cache.hits == 1
+    table["rate"] = 5.0
+    assert accfun(one).item() == 2  # what the cache has, as without acceleration
+    cached.cache_clear()
+    assert [accfun(one).item() for _ in range(3)] == [5, 5, 5]
 
 
 GIVEN = {
