@@ -261,7 +261,14 @@ MESSAGES = [
     (lambda: dlarray({1.0}), DTypeError, "list(x)"),
     (lambda: dlarray(x for x in [1.0]), DTypeError, "list(x)"), (lambda: dlarray({"a": 1.0}), DTypeError, "dlupdate"),
     (lambda: dlarray([1.0, None]), DTypeError, "NoneType"), (lambda: dlarray(len), DTypeError, "call it"),
-    (lambda: m.exp(CB, CB), OptionError, "exp: it takes 1"), (lambda: m.plus(CB), OptionError, "plus: it takes 2"),
+    (lambda: m.exp(CB, CB), OptionError, "exp: it takes 1 array;"), (lambda: m.exp(CB, out=CB), OptionError, "'out'"),
+    (lambda: m.plus(CB), OptionError, "plus: it takes 2"),
+    (lambda: m.diag(np.ones(2), 1.5), OptionError, "k is a whole"),
+    (lambda: m.rot90(CB, "a"), OptionError, "k is a whole"),
+    (lambda: m.circshift(CB, None), OptionError, "K is a whole"), (lambda: m.tril(CB, []), OptionError, "k is a whole"),
+    (lambda: m.shiftdim(np.ones(2), 0.5), OptionError, "n is a whole"),
+    (lambda: m.softmax(CB, DataFormat={}), OptionError, "formatted"),
+    (lambda: m.softmax(np.eye(2), DataFormat={}), LabelError, "a text"),
     (lambda: m.round(CB, 0.5), OptionError, "decimals"), (lambda: m.round("a"), DTypeError, "round:"),
 ]  # fmt: skip
 
@@ -368,11 +375,12 @@ def test_M5_texts():
 
 PLAIN = """
 max(3, 5) | max(3.5, 2, 7) | min([1, 2]) | max([1, 2], key=lambda x: -x) | max([], default=4) | sum([1, 2])
-sum(range(5)) | sum(x for x in [1, 2]) | sum([1.5], start=2) | sum((x for x in [1]), 5) | any(x > 1 for x in [1, 2]) | all([])
-any([]) | any([0, 1]) | all((1, 0)) | all({1: 2}) | round(2.567, 2) | round(2.5) | round(-1.5) | abs(-3) | abs(-2.5) | abs(True)
-max("a", "b") | min(["b", "a"]) | max({3, 4}) | sum([]) | max([2.0, float("nan")]) | sum({1: 2, 3: 4})
-sum([True, True]) | max(np.float64(3), 2) | sum([np.float32(1), 2]) | min(iter([2, 1])) | round(12345, -2) | abs(fractions.Fraction(-1, 2))
-sum([fractions.Fraction(1, 2)] * 2) | max({"a": 1, "b": 2}.values()) | any([None, "a"])
+sum(range(5)) | sum(x for x in [1, 2]) | sum([1.5], start=2) | sum((x for x in [1]), 5) | any(x > 1 for x in [1, 2])
+all([]) | any([]) | any([0, 1]) | all((1, 0)) | all({1: 2}) | round(2.567, 2) | round(2.5) | round(-1.5) | abs(-3)
+abs(-2.5) | abs(True) | max("a", "b") | min(["b", "a"]) | max({3, 4}) | sum([]) | max([2.0, float("nan")])
+sum({1: 2, 3: 4}) | sum([True, True]) | max(np.float64(3), 2) | sum([np.float32(1), 2]) | min(iter([2, 1]))
+round(12345, -2) | abs(fractions.Fraction(-1, 2)) | sum([fractions.Fraction(1, 2)] * 2) | max({"a": 1, "b": 2}.values())
+any([None, "a"])
 """
 PLAIN = [text.strip() for line in PLAIN.strip().splitlines() for text in line.split(" | ")]
 

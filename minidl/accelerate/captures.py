@@ -95,7 +95,7 @@ class Leaf:
 class Source:
     """One place outside of the arguments: a variable, the defaults of a function, an attribute."""
 
-    kind: str  # "cell", "global", "attribute", "default"; "context" (of a ContextVar), "cache" (how full one is)
+    kind: str  # "cell", "global", "attribute", "default"; "context" (of a ContextVar), "cache" (emptied how often)
     holder: Any  # the cell; the dict of globals; the object, or its Leaf; the function
     name: str  # "" is the holder itself
     path: str  # for people
@@ -115,14 +115,22 @@ class Source:
         if self.kind == "context":
             return self.holder.get(MISSING)
         if self.kind == "cache":
-            return FILLED.get(self.holder, 0), *self.holder.cache_info()[1::2]  # misses, how many results it has
+            return _times_emptied(self.holder)
         if type(self.holder) is Leaf:
             return attribute(leaves[self.holder.index], self.name) if self.holder.index < len(leaves) else MISSING
         return attribute(self.holder, self.name)
 
 
-# caches of functools -> how many recordings have put something into them: a cache that was emptied counts from 0 again
-FILLED: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_met: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
+
+
+def _times_emptied(cache: Any) -> int:
+    """How often a cache of functools was found emptied: it counts its misses from 0 again then."""
+    times, before = _met.get(cache, (0, 0))
+    misses = cache.cache_info().misses
+    times += misses < before
+    _met[cache] = times, misses
+    return times
 
 
 class Captures(NamedTuple):

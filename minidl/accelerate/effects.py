@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.accelerate.captures import CHANGING, FILLED, Captures, Source, is_user_file, line_of_change
+from minidl.accelerate.captures import CHANGING, Captures, Source, is_user_file, line_of_change
 from minidl.accelerate.ownership import own_attributes
 from minidl.core.dlarray import DLArray
 from minidl.core.tape import place, set_watch
@@ -118,7 +118,6 @@ class Watch:
         self._lines: dict[int, str] = {}  # container by id -> where a method changed it
         self._calls: dict[Effect, None] = {}
         self.effects: list[Effect] = []
-        self.is_settled = True  # False: results were put into a cache; the next run finds them there
 
     def __enter__(self) -> Watch:
         self._is_profiling = sys.getprofile() is None
@@ -139,10 +138,6 @@ class Watch:
         for (source, is_read), before in zip(self._sources, self._before):
             after = _content(source.read(self._leaves))
             if before.is_same(after) or source.holder is sys.modules:  # a module that was imported just now
-                continue
-            if source.kind == "cache":
-                self.is_settled = False
-                FILLED[source.holder] = FILLED.get(source.holder, 0) + 1
                 continue
             where = next((self._lines[i] for i in after.containers if i in self._lines), None)
             where = where or line_of_change(self._captures.codes, source.name)

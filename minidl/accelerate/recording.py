@@ -75,7 +75,6 @@ class Recording:
             self.put_back()
             raise
         self.effects: list[Effect] = watch.effects
-        self._is_settled = watch.is_settled
         self.has_host_draws = host != _host_generators(leaves + self.captures.generators)
         self.changed = self._changed()
         self._after = [cell.value for cell in self.changed]
@@ -151,10 +150,7 @@ class Recording:
         return [cell for cell, value in now if cell.value is not value and self.tape.knows(cell.value)]
 
     def is_alone(self) -> bool:
-        """Whether no other thread drew random numbers between those that the function drew, and no cache was filled:
-        otherwise the call is right, but no recording to keep."""
-        if not self._is_settled:
-            return False
+        """Whether no other thread drew random numbers between those that the function drew."""
         states = [x for call in self.tape.calls for x in call.inputs if isinstance(x, Value) and x.spec == STATE_SPEC]
         return not states or all(map(self.tape.knows, states + [cell.value for cell in CELLS]))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.linalg import LinAlgError
@@ -102,6 +104,14 @@ def truth(who: str, option: str, value: object) -> bool:
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, (int, np.integer)) and value in (0, 1)):
         return bool(value)
     raise OptionError(f"{who}: {option} is True or False; got {value!r}.")
+
+
+def whole(who: str, name: str, value: Any) -> int:
+    """`value` as an int if it is a whole number; otherwise an OptionError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OptionError(f"{who}: {name} is a whole number; got {value!r}.") from None
 
 
 def number(who: str, name: str, value: object, expected: str, is_right: Callable[[float], bool]) -> float:

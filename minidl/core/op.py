@@ -11,7 +11,7 @@ from minidl.core import custom
 from minidl.core.apply import apply
 from minidl.core.errors import DTypeError, MinidlError, OptionError, PropertyError, choice, nearest
 from minidl.core.loop import loop_of_body
-from minidl.core.options import options
+from minidl.core.options import options, unknown_option
 from minidl.core.spec import DOUBLE, LOGICAL, SINGLE, Spec
 from minidl.core.vocabulary import OPS as OPS
 from minidl.core.vocabulary import named as named
@@ -65,12 +65,13 @@ class Op:
         self, name: str, kind: Kind, body: Rule | None, *, doc: str, text: str | None = None, types: str = "f->f",
         domain: tuple[float, float] = (-2.0, 2.0), samples: Callable[[Any], list[Case]] | None = None,
         is_constant: bool = False, identity: float = 0.0, neutral: tuple[float | Rule | None, ...] = (),
-        arity: int | None = None,
+        arity: int | None = None, takes_no_params: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.kind, self.body, self.text, self.__doc__ = name, kind, body, text, doc
         self.__name__ = name
         self.input_types, self.output_types = types.split("->")
         self.domain, self.samples, self.arity = domain, samples, arity
+        self.takes_no_params = takes_no_params
         self.is_map, self.kind_name = kind is MAP, kind.value
         self.is_float = set(self.input_types) == {"f"}
         self.identity, self.neutral = identity, neutral
@@ -102,7 +103,10 @@ class Op:
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
         if len(inputs) != self.arity is not None:
-            raise OptionError(f"{self.name}: it takes {self.arity} arrays; got {len(inputs)}. Give as many.")
+            count = f"{self.arity} array{'s' * (self.arity != 1)}"
+            raise OptionError(f"{self.name}: it takes {count}; got {len(inputs)}. Give as many.")
+        if params and self.takes_no_params and not self.is_users:
+            raise unknown_option(self.name, next(iter(params)), [])
         return apply(self, inputs, params)
 
     def __repr__(self) -> str:
@@ -280,6 +284,7 @@ def op(
         new = Op(
             name, kind, body, doc=function.__doc__, text=text, types=types, domain=domain, samples=samples,
             is_constant=is_constant, identity=identity, neutral=neutral, arity=None if variadic else code.co_argcount,
+            takes_no_params=not code.co_kwonlyargcount and not code.co_flags & 0x08,
         )  # fmt: skip
         new.is_users, new.home = is_users, home
         if is_users:

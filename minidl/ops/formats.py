@@ -41,7 +41,7 @@ def read(who: str, X: Any, fmt: str | None, name: str = "X", option: str = "Data
             f"{who}: {name} ({describe(shape)}) is unformatted, and which dimension is which matters here. "
             f"Label it, dlarray({name}, fmt), or give {option}=fmt."
         )
-    if type(fmt) is list or type(fmt) is tuple:
+    if type(fmt).__hash__ is None or type(fmt) is tuple:  # no key of a cache, and no text
         check_format(who, fmt)
     labels = labels_of(who, name, shape, fmt)
     if len(labels) > len(shape):

@@ -10,7 +10,7 @@ import numpy as np
 
 from minidl.core.contraction import Contraction, index
 from minidl.core.dlarray import DLArray, Operand, public
-from minidl.core.errors import LabelError, ShapeError
+from minidl.core.errors import LabelError, ShapeError, whole
 from minidl.core.labels import describe
 from minidl.core.op import KERNEL, case, op
 from minidl.core.options import options
@@ -306,7 +306,7 @@ def tril(X: Operand, k: int = 0) -> DLArray:
     [[1.0, 0.0], [3.0, 4.0]]
     """
     x = _matrix("tril", X)
-    return where(_lower(x.shape, k), x, 0)
+    return where(_lower(x.shape, whole("tril", "k", k)), x, 0)
 
 
 @public
@@ -317,7 +317,7 @@ def triu(X: Operand, k: int = 0) -> DLArray:
     [[1.0, 2.0], [0.0, 4.0]]
     """
     x = _matrix("triu", X)
-    return where(_lower(x.shape, k - 1), 0, x)
+    return where(_lower(x.shape, whole("triu", "k", k) - 1), 0, x)
 
 
 @public
@@ -330,7 +330,7 @@ def diag(X: Operand, k: int = 0) -> DLArray:
     >>> diag(array([[1.0, 2.0], [3.0, 4.0]])).tolist(), diag(array([1.0, 2.0])).tolist()
     ([[1.0], [4.0]], [[1.0, 0.0], [0.0, 2.0]])
     """
-    x = array(X)
+    x, k = array(X), whole("diag", "k", k)
     if x._labels:
         raise LabelError(f'diag: rows and columns of a formatted array ("{x._labels}") differ. Use stripdims(X) first.')
     shape = x.shape

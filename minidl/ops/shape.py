@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minidl.core.dlarray import DLArray, Operand, public
-from minidl.core.errors import LabelError, OptionError, ShapeError, choice
+from minidl.core.errors import LabelError, OptionError, ShapeError, choice, whole
 from minidl.core.labels import describe
 from minidl.core.op import KERNEL, case, op
 from minidl.core.options import options
@@ -143,6 +143,7 @@ def shiftdim(X: Operand, n: int | None = None) -> DLArray:
     if n is None:
         n = next((i for i, size in enumerate(shape) if size != 1), 0)
         return view_as(x, shape=shape[n:]) if n else x
+    n = whole("shiftdim", "n", n)
     if n < 0:
         return view_as(x, shape=(1,) * -n + shape)
     n = n % max(len(shape), 1)
@@ -253,7 +254,7 @@ def rot90(X: Operand, k: int = 1) -> DLArray:
     x = array(X)
     if x.ndim != 2:
         raise ShapeError(f"rot90: a matrix is wanted, X is {describe(x.shape, x._labels)}. Take one page of it.")
-    k = operator.index(k) % 4
+    k = whole("rot90", "k", k) % 4
     if k == 1:
         return flip(transpose(x), 0)
     if k == 2:
@@ -274,8 +275,8 @@ def circshift(X: Operand, K: Any, dim: Dim = None) -> DLArray:
     """
     x = array(X)
     shape, labels = x._value.spec.shape, x._labels
-    is_single = isinstance(K, (int, np.integer))
-    shifts = [operator.index(K)] if is_single else [operator.index(k) for k in K]
+    is_single = isinstance(K, (int, np.integer)) or not np.iterable(K)
+    shifts = [whole("circshift", "K", k) for k in ([K] if is_single else K)]
     if dim is None and not is_single:
         axes: Any = range(len(shifts))
     elif isinstance(dim, (list, tuple)):

@@ -679,7 +679,7 @@ def test_R5_a_cache_that_is_emptied():
     cached = functools.lru_cache(lambda: table["rate"])
     accfun = dlaccelerate(lambda x: x * cached())
     one = dlarray(1.0)
-    assert [accfun(one).item() for _ in range(3)] == [2, 2, 2] and accfun._cache.hits == 1
+    assert [accfun(one).item() for _ in range(3)] == [2, 2, 2] and accfun._cache.hits == 2
     table["rate"] = 5.0
     assert accfun(one).item() == 2  # what the cache has, as without acceleration
     cached.cache_clear()
