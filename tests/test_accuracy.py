@@ -197,6 +197,7 @@ def test_N6_deviations_of_any_scale(dtype, scale, w, way):
     run = way(lambda x: (m.std(x, w), dlgradient(m.sum(m.std(x, w), "all"), x)))
     y, g = dlfeval(run, dlarray((x * scale).astype(dtype)))
     size = np.std(x, ddof=1 - w)
+    np.testing.assert_allclose(np.std(dlarray((x * scale).astype(dtype)), ddof=1 - w).item() / scale, size, rtol=1e-6)
     np.testing.assert_allclose(y.numpy() / np.asarray(scale, dtype), [size], rtol=1e-6)
     np.testing.assert_allclose(g.numpy(), (x - x.mean()) / size / (3 + w), rtol=1e-5, atol=1e-6)
 

@@ -85,5 +85,6 @@ def test_N2_a_sum_behind_a_contraction_is_rounded_by_itself():
 
 def test_N2_division_by_a_tiny_power_of_two_is_no_product_with_its_inverse():
     x = np.array([5e-324, 1e-310, 1.0])
-    (found,) = replayed(lambda x: x / 5e-324, dlarray(x))
-    assert np.array_equal(found.numpy(), x / 5e-324)
+    with np.errstate(over="ignore"):
+        (found,) = replayed(lambda x: x / 5e-324, dlarray(x))
+        assert np.array_equal(found.numpy(), x / 5e-324)
