@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import minidl.ops as m
+from minidl.accelerate import dlaccelerate
 from minidl.autodiff import dlfeval, dlgradient
 from minidl.core.dlarray import DLArray, dlarray
 from minidl.core.errors import DTypeError, OptionError, ShapeError, SingularError
@@ -199,3 +200,36 @@ def test_protocols_of_other_libraries():
     np.testing.assert_array_equal(np.from_dlpack(x), x.numpy())
     assert np.shares_memory(np.asarray(x), np.asarray(x)) and np.asarray(x, dtype=np.float64).dtype == np.float64
     assert math.floor(dlarray(2.5).item()) == 2 and m.numel(x) == 2
+
+
+DIVIDED = np.array([0.0, -0.0, 1, -1, 0.1, -0.1, math.inf, -math.inf, math.nan, 3, -3, 1e308, 5e-324, 7.3, 2])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("numerics", ["plain", "exact", "fast"])
+def test_N7_floor_division_and_remainder_are_numpys(numerics, dtype):
+    """Bit for bit, with the sign of zero: 1 // 0.1 is 9, -1 // inf is -1, x % 0 is NaN."""
+    with np.errstate(all="ignore"):
+        a, b = (np.ascontiguousarray(x.astype(dtype)) for x in np.meshgrid(DIVIDED, DIVIDED))
+        expected = [a // b, a % b, a // a.dtype.type(0.1), a % -a.dtype.type(2)]
+
+    def fun(x, y):
+        return [x // y, x % y, x // 0.1, x % -2]
+
+    run = fun if numerics == "plain" else dlaccelerate(fun, Numerics=numerics)
+    for _ in range(3):
+        found = [y.numpy() for y in run(dlarray(a), dlarray(b))]
+    for one, other in zip(expected, found):
+        np.testing.assert_array_equal(other, one)
+        known = ~np.isnan(one)
+        np.testing.assert_array_equal(np.signbit(other[known]), np.signbit(one[known]))
+
+
+def test_N7_remainders_derivative():
+    x, y = dlarray([7.3, -7.3, 2.0, 0.7]), dlarray([2.0, 2.0, -3.0, 0.1])
+    def fun(x, y):
+        return *dlgradient(m.sum(x % y, "all"), x, y), dlgradient(m.sum(x // y, "all"), x)
+
+    gx, gy, q = dlfeval(fun, x, y)
+    assert gx.tolist() == [1.0] * 4 and q.tolist() == [0.0] * 4
+    assert gy.tolist() == (-(x.numpy() // y.numpy())).tolist()
