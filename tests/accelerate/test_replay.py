@@ -363,15 +363,23 @@ def test_A7_draws_of_another_thread_while_recording():
     def function(x):
         y = m.rand(1, like=x)
         if disturbed:
-            thread = threading.Thread(target=lambda: m.rand(1))
-            thread.start()
-            thread.join()
+            wanted.set()
+            drawn.wait()
         return y, m.rand(1, like=x)
 
+    def draw():
+        wanted.wait()
+        m.rand(1)
+        drawn.set()
+
+    wanted, drawn = threading.Event(), threading.Event()
+    thread = threading.Thread(target=draw)
+    thread.start()
     counted, accfun = accelerated(function)
     disturbed = True
     accfun(dlarray(1.0))
     disturbed = False
+    thread.join()
     found = [y.item() for _ in range(3) for y in accfun(dlarray(1.0))]
     assert len(set(found)) == 6 and counted.count == 2  # the disturbed recording was not kept
 
