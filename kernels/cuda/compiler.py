@@ -12,7 +12,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 # The numbers are those of IEEE 754, as on the CPU: numbers below the normal ones stay, quotients and roots are the
 # nearest ones, products and sums are rounded one by one. Where a kernel wants a multiply-add it says so.
@@ -32,15 +32,26 @@ class DoesNotCompile(RuntimeError):
     """A text that the compiler refuses."""
 
 
-class Store(NamedTuple):
+class Store(Protocol):
     """Where machine code is kept between runs. get(key): what was put there, or None. Neither of them raises."""
 
-    get: Callable[[str], bytes | None]
-    put: Callable[[str, bytes], None]
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
 
 
-NOWHERE = Store(lambda key: None, lambda key, code: None)
-store = NOWHERE  # the floor above has a folder
+class Nowhere:
+    """Nothing is kept."""
+
+    def get(self, key: str) -> bytes | None:
+        return None
+
+    def put(self, key: str, data: bytes) -> None:
+        pass
+
+
+NOWHERE = Nowhere()
+store: Store = NOWHERE  # the floor above has a folder
 
 
 def keep_in(place: Store) -> None:

@@ -24,8 +24,7 @@ from minidl.backends.cuda.streams import begin as begin
 from minidl.backends.cuda.streams import end as end
 from minidl.kernels.cuda import compiler, launch
 
-_SHELF = Shelf("cuda", ".cubin")  # machine code of earlier runs
-STORE = compiler.Store(_SHELF.get, _SHELF.put)
+STORE = Shelf("cuda", ".cubin")  # machine code of earlier runs
 compiler.keep_in(STORE)
 
 # op -> room in kernels/cuda; a kernel is called like its op and takes dense arrays
