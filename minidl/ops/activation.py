@@ -89,8 +89,8 @@ def sigmoid_slope(x):
     return e * share * share
 
 
-sigmoid_.vjps(lambda g, y, x: g * sigmoid_slope(x), is_singular=False)
-sigmoid_slope.vjps(lambda h, d, x: -(h * d * tanh(x * 0.5)), is_singular=False)
+sigmoid_.vjps(lambda g, y, x: g * sigmoid_slope(x))
+sigmoid_slope.vjps(lambda h, d, x: -(h * d * tanh(x * 0.5)))
 
 
 @public

@@ -487,7 +487,7 @@ def tanh(x):
     """Hyperbolic tangent."""
 
 
-tanh.vjps(lambda g, y, x: g * tanh_slope(x), is_singular=False)
+tanh.vjps(lambda g, y, x: g * tanh_slope(x))
 
 
 @op(MAP)
@@ -497,7 +497,7 @@ def tanh_slope(x):
     return square(2 * e / (square(e) + 1))
 
 
-tanh_slope.vjps(lambda h, d, x: h * d * tanh(x) * -2, is_singular=False)
+tanh_slope.vjps(lambda h, d, x: h * d * tanh(x) * -2)
 
 
 @public
