@@ -25,9 +25,10 @@ from minidl.core.apply import compute
 from minidl.core.device import host
 from minidl.core.dlarray import DLArray
 from minidl.core.op import Op
+from minidl.core.places import place
 from minidl.core.random import CELLS, Cell
 from minidl.core.spec import Value
-from minidl.core.tape import Mark, alone, open_tapes, place
+from minidl.core.tape import Mark, alone, open_tapes
 from minidl.engine.graph import Graph, Id, Node
 from minidl.engine.passes import drop_unused
 

@@ -29,7 +29,8 @@ import numpy as np
 from minidl.accelerate.captures import CHANGING, Captures, Source, is_user_file, line_of_change
 from minidl.accelerate.ownership import own_attributes
 from minidl.core.dlarray import DLArray
-from minidl.core.tape import place, set_watch
+from minidl.core.places import place
+from minidl.core.tape import set_watch
 from minidl.core.tree import flatten, paths
 
 # C functions by name -> the modules (or classes) that they are of; what they give is another thing at another time

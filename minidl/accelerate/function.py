@@ -37,10 +37,11 @@ from minidl.core.errors import (
     number,
 )
 from minidl.core.options import options
+from minidl.core.places import user_frame, user_line
 from minidl.core.properties import Properties
 from minidl.core.random import CELLS
 from minidl.core.spec import Value
-from minidl.core.tape import open_tapes, user_frame, user_line
+from minidl.core.tape import open_tapes
 from minidl.core.tree import flatten_call, unflatten
 
 MISSES = 100  # calls that explain() remembers

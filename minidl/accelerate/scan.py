@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-from minidl.core.tape import place
+from minidl.core.places import place
 
 # methods whose only use is to change their object
 CHANGING = frozenset([

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import sys
 import threading
-import types
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minidl.core.places import user_line
 from minidl.core.spec import Value, next_age
-
-_HOUSE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 class Call:
@@ -235,34 +230,3 @@ def is_differentiated(value: Value) -> bool:
     if not _open.tapes:
         return note_use_elsewhere(value)
     return any([not tape.everything and not tape.is_paused and id(value) in tape.known for tape in _open.tapes])
-
-
-def user_frame() -> types.FrameType | None:
-    """The innermost frame outside minidl."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HOUSE):
-        frame = frame.f_back
-    return frame
-
-
-def user_line() -> str:
-    """file:line of the innermost frame outside minidl."""
-    frame = user_frame()
-    return place(frame.f_code.co_filename, frame.f_lineno) if frame is not None else "?"
-
-
-def place(file: str, line: int) -> str:
-    """file:line for people; a notebook's cell is not the file that it is compiled under, but In[3]."""
-    return f"{_cell(file) if 'ipykernel_' in file or file.startswith('<ipython') else file}:{line}"
-
-
-def _cell(file: str) -> str:
-    """What IPython calls the cell that it has compiled under this file name."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    numbers = getattr(getattr(shell, "compile", None), "_filename_map", {})  # what it writes tracebacks with
-    if file in numbers:
-        return f"In[{numbers[file]}]"
-    found = re.match(r"<ipython-input-(\d+)-", file) or re.search(r"ipykernel_\d+[/\\](\d+)\.py$", file)
-    if found is None:
-        return file
-    return f"In[{found[1]}]" if file.startswith("<") else f"cell {found[1]}"
