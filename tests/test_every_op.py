@@ -19,6 +19,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from accelerate.hidden import Hidden
 from hypothesis import given, settings
 
 import minidl.ops
@@ -42,15 +43,15 @@ REDUCTIONS = [name for name in NAMES if OPS[name].kind is REDUCE]
 RTOL = {"float32": 2e-5, "float64": 1e-12}
 
 Inputs = list[Any]  # arrays, and numbers as literals
-PLACE: list[Any] = [lambda x: x, "cpu"]  # what puts an array where it is to be computed with, and the device's name
+PLACE = Hidden("place", default=(lambda x: x, "cpu"))  # what puts an array where it is computed with; the device's name
 
 
 @pytest.fixture(autouse=True)
 def everywhere(place):
     """Every test of this file runs once per backend: `wrap` puts arrays where that one computes."""
-    PLACE[:] = place, device_of(place(np.zeros(1)))
+    PLACE.set((place, device_of(place(np.zeros(1)))))
     yield
-    PLACE[:] = lambda x: x, "cpu"
+    PLACE.set((lambda x: x, "cpu"))
 
 
 def every(names: list[str]) -> Any:
@@ -70,7 +71,7 @@ def cases(op: Op, seed: int = 0) -> list[tuple[Inputs, dict[str, Any]]]:
         return x > np.mean(x) if op.input_type(i) == "b" and x.dtype.kind == "f" else x
 
     def placed(inputs: Any, params: dict[str, Any]) -> dict[str, Any]:
-        return {**params, "device": PLACE[1]} if not inputs and "device" in params else params
+        return {**params, "device": PLACE.get()[1]} if not inputs and "device" in params else params
 
     return [([typed(i, x) for i, x in enumerate(inputs)], placed(inputs, params)) for inputs, params in found]
 
@@ -87,7 +88,7 @@ def wrap(x: Any, dtype: str = "float64") -> Any:
     """An input as the op gets it: literals as they are, reals in the given precision, others in their own type."""
     if is_literal(x) or isinstance(x, DLArray):
         return x
-    return DLArray(constant(PLACE[0](x.astype(dtype) if is_real(x) and x.dtype != dtype else x)))
+    return DLArray(constant(PLACE.get()[0](x.astype(dtype) if is_real(x) and x.dtype != dtype else x)))
 
 
 def wrapped(inputs: Inputs, dtype: str = "float64") -> Inputs:
@@ -285,7 +286,7 @@ def test_map_expands_by_label(name, data):
     op = OPS[name]
     inputs, params = cases(op)[0]
     made = data.draw(formats(len(inputs)))
-    arrays = [dlarray(PLACE[0](of_shape(x, shape)), fmt) for x, (fmt, shape) in zip(inputs, made)]
+    arrays = [dlarray(PLACE.get()[0](of_shape(x, shape)), fmt) for x, (fmt, shape) in zip(inputs, made)]
     labels = "".join(c * max(x.dims().count(c) for x in arrays) for c in "SCBTU")
     outputs = as_tuple(op(*arrays, **params))
     plain = [np.array(x) for x in np.broadcast_arrays(*[aligned(x, labels) for x in arrays])]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import collections
 import contextvars
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -229,6 +230,7 @@ _FOLLOWED = (
     operator.attrgetter, operator.methodcaller, re.Pattern, functools._lru_cache_wrapper,
     array.array, memoryview,
 )  # fmt: skip
+_C_DATA = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._Pointer)  # not libraries: code
 _LOCKS = ("_thread", "threading", "logging", "tqdm", "warnings", "typing", "numba", "zoneinfo")
 
 
@@ -247,7 +249,7 @@ def is_opaque(x: Any, is_given: bool) -> bool:
     home = _home(kind)
     if is_user_class(kind) or is_namespace(x) or home in ("minidl", *_LOCKS):
         return False
-    if any(in_classes(mro(kind), name) is not MISSING for name in _NUMBERS) or home in ("ctypes", "_ctypes"):
+    if any(in_classes(mro(kind), name) is not MISSING for name in _NUMBERS) or issubclass(kind, _C_DATA):
         return True
     if issubclass(kind, (type({}.values()), type({}.keys()), type({}.items()))):
         return True
