@@ -330,6 +330,7 @@ class Trace:
             tree = self._build(values)
             del values[self._count :]
             frame.handout = Handout(tree, values, frame.pointers, self._program.move)  # type: ignore
+            del tree  # from now on references are counted
             frame.handout.settle()
         return frame.handout.give()
 
