@@ -364,13 +364,14 @@ def _shared(x, axes, share):
 def norm_along(x, *, axes, p, share):
     """(share * sum(|x|^p))^(1/p) along `axes`; they stay with size 1. The sum neither overflows nor vanishes."""
     if p == 2 and x.dtype == SINGLE:
-        return cast(sqrt(_shared(square_(cast(x, dtype="float64")), axes, share)), dtype="float32")
+        return cast(root(_shared(square_(cast(x, dtype="float64")), axes, share)), dtype="float32")
     most = larger(reduce_max(x, axes=axes), -reduce_min(x, axes=axes))
     if p == 2:  # by a power of 2, so that nothing is rounded
         scale = where(gt(most, 2.0**400), 2.0**700, where(lt(most, 2.0**-400), 2.0**-700, 1))
-        return sqrt(_shared(square_(x / scale), axes, share)) * scale
+        return root(_shared(square_(x / scale), axes, share)) * scale
     scale = where(and_(gt(most, 0), isfinite(most)), most, 1)
-    return power(_shared(power(abs(x) / scale, p), axes, share), 1 / p) * scale
+    total = _shared(power(abs(x) / scale, p), axes, share)
+    return where(gt(total, 0), power(where(gt(total, 0), total, 1), 1 / p), total) * scale  # of 0 without a slope
 
 
 @norm_along.infer

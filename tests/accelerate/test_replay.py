@@ -1002,6 +1002,7 @@ def test_C1_a_fault_while_compiling(monkeypatch, where):
 
 
 @pytest.mark.only_on("cpu")
+@pytest.mark.ill_compiler
 @pytest.mark.parametrize("numerics", MODES)
 def test_C1_no_program_at_all(monkeypatch, numerics):
     def faulty(*args, **kwargs):
