@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import minidl
+from minidl.testing import assert_accelerable
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,8 +40,21 @@ def test_the_example_trains(monkeypatch, capsys):
     assert names["accfun"].NumTraces == 1
 
 
+def test_idioms_are_replayed():
+    idioms, _ = blocks("py")
+    names = vars(minidl).copy()
+    names |= {"threshold": 0.5, "W": minidl.dlarray(np.ones((3, 2)))}
+    body = "\n    ".join(idioms.strip().splitlines())
+    function = "def step(X, W):\n    Y = X @ W\n    g = dlgradient(sum(Y * Y, 'all'), W)\n    " + body
+    exec(compile(f"{function}\n    return g, rate, noise, target, Y", "README.md", "exec"), names)
+    X, W = minidl.dlarray(np.full((4, 3), -2.0)), minidl.dlarray(np.ones((3, 2)))
+    assert_accelerable(lambda X, W: minidl.dlfeval(names["step"], X, W), X, W)
+    clipped = minidl.dlfeval(names["step"], X, W)[0]
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(clipped)), 0.5, rtol=1e-6)
+
+
 def test_the_lines_for_a_gpu(device, monkeypatch, capsys):
-    (lines,) = blocks("py")
+    _, lines = blocks("py")
     X = minidl.dlarray([[1.0, 2.0]], "SC")
     ds = minidl.combine(minidl.arrayDatastore(np.ones((4, 3))), minidl.arrayDatastore(np.ones((4, 2))))
     names = {"ds": ds, "parameters": minidl.struct(w=X), "accfun": lambda p, X, T: (minidl.sum(p.w, "all"), p),

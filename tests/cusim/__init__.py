@@ -432,8 +432,7 @@ def _trim() -> None:
         total -= size
 
 
-def _flags() -> list[str]:
-    return SANITIZERS if os.environ.get("CUSIM_SANITIZE") else []
+MORE_FLAGS = SANITIZERS if os.environ.get("CUSIM_SANITIZE") else []
 
 
 _runtime: Any = None
@@ -444,7 +443,7 @@ def _library() -> Any:
     global _runtime
     if _runtime is None:
         _trim()
-        _runtime = ctypes.CDLL(str(_compiled("cusim", None, _flags())), mode=ctypes.RTLD_GLOBAL)
+        _runtime = ctypes.CDLL(str(_compiled("cusim", None, MORE_FLAGS)), mode=ctypes.RTLD_GLOBAL)
     return _runtime
 
 
@@ -474,7 +473,7 @@ def _compiled_text(text: str) -> Path:
     """The shared library of a text with kernels."""
     bounds = {name: bound.split(",")[0] or "1024" for bound, name in KERNEL.findall(text)}
     text += "".join(f"\nCUSIM_EXPORT({name}, ({bound}))" for name, bound in bounds.items()) + "\n"
-    return _compiled("kernel", text, _flags())
+    return _compiled("kernel", text, MORE_FLAGS)
 
 
 _functions_by_ptr: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()

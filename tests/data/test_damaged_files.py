@@ -312,7 +312,7 @@ def test_S2_a_reader_that_is_brought_down(mat73, monkeypatch, program, seconds, 
 def test_S2_no_h5py(mat73, monkeypatch):
     folder = mat73(lambda h5py, f: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert refused(folder, "version 7.3 need h5py")
+    assert refused(folder, "version 7.3 needs h5py")
 
 
 # files that are none ------------------------------------------------------------------------------------------------

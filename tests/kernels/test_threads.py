@@ -33,9 +33,10 @@ def _grow(start, stop, y, turns):
 
 @pytest.fixture(autouse=True)
 def several_threads():
+    before = thread_count()
     set_thread_count(3)
     yield
-    set_thread_count()
+    set_thread_count(before)  # a test may have left nonsense in the environment, which is put back later
 
 
 @pytest.mark.parametrize(("count", "grain"), [(0, 1), (1, 1), (2, 1), (7, 3), (100, 1), (1000, 64), (5, 100)])
