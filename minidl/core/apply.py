@@ -106,15 +106,14 @@ def compute(op: Op, values: tuple[Any, ...], params: dict[str, Any]) -> tuple[Va
     if any([data is None for data in datas]):
         outputs = tuple([Value(spec, None) for spec in output_specs])  # abstract: structure without numbers
     else:
-        if tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
-            if is_watched():
-                with unwatched():
-                    results = backends.run(op, output_specs, datas, params)
-            else:
+        if following and not tapes:
+            _check_thread(op, values)
+        if following and is_watched():  # also within the body of an op, which hides the tapes
+            with unwatched(), np.errstate(all="ignore"):
                 results = backends.run(op, output_specs, datas, params)
+        elif tapes:  # whoever opened them has silenced NumPy's warnings about inf and nan already
+            results = backends.run(op, output_specs, datas, params)
         else:
-            if following:
-                _check_thread(op, values)
             with np.errstate(all="ignore"):
                 results = backends.run(op, output_specs, datas, params)
         if results is None:  # no kernel on this backend: the body is the meaning
