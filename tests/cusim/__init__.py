@@ -60,7 +60,10 @@ class ndarray:
             host = np.ndarray(host, dtype, memory, memptr.offset, strides)
         self._host = host
         self.device = _Device()
-        graphs.hold(host)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_host"):
+            graphs.hold(self._host)
 
     shape = property(lambda self: self._host.shape)
     strides = property(lambda self: self._host.strides)
