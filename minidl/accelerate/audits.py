@@ -62,6 +62,7 @@ class Rerun:
         self.before: list[Value] | None = None
         self._drawn: list[tuple[Cell, Value, Value]] = []
         mark = Mark(open_tapes())
+        trace.place_cells()
         try:
             recording = Recording(function, leaves, structure)
         except MemoryError:

@@ -28,6 +28,7 @@ def difference(
     after = [cell.value for cell in CELLS]
     for cell in trace.changed:
         cell.value = before[CELLS.index(cell)]
+    trace.place_cells()
     try:
         recording = Recording(function, leaves, structure)
     finally:

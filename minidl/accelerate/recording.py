@@ -32,8 +32,9 @@ from minidl.core.op import KERNEL, Op
 from minidl.core.origin import filled_in, outline
 from minidl.core.random import CELLS, LOCK, STATE_SPEC, Cell
 from minidl.core.spec import TYPE_NAMES, Value
-from minidl.core.tape import Call, Tape, open_tapes, opened
+from minidl.core.tape import Call, Tape, alone, open_tapes, opened
 from minidl.core.tree import builder, flatten, flatten_shared, leaf_paths, unflatten
+from minidl.core.vocabulary import named
 from minidl.engine.compile import compile_graph
 from minidl.engine.devices import DeviceFrame
 from minidl.engine.graph import Graph, Id, from_tape
@@ -151,7 +152,8 @@ class Recording:
 
     def is_alone(self) -> bool:
         """Whether no other thread drew random numbers between those that the function drew."""
-        states = [x for call in self.tape.calls for x in call.inputs if isinstance(x, Value) and x.spec == STATE_SPEC]
+        given = [x for call in self.tape.calls for x in call.inputs if isinstance(x, Value)]
+        states = [x for x in given if x.spec[:2] == STATE_SPEC[:2]]  # on whatever device
         return not states or all(map(self.tape.knows, states + [cell.value for cell in CELLS]))
 
 
@@ -319,6 +321,14 @@ class Trace:
             for tape in tapes:
                 tape.record(call)
         return self._build(values)
+
+    def place_cells(self) -> None:
+        """Have the state cells lie where they lay when this was recorded: another run then moves them as that did."""
+        specs = [self.graph.specs[x] for x in self.graph.inputs[-len(CELLS) :]]
+        with LOCK, alone():
+            for cell, spec in zip(CELLS, specs):
+                if cell.value.spec.device != spec.device:
+                    cell.value = named("transfer")(DLArray(cell.value), device=spec.device)._value
 
     def _run(self, program: Program | ExactProgram, inputs: list[Value]) -> list[Value]:
         return list(map(Value, self._specs, program.run([value.data for value in inputs])))

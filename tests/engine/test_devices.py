@@ -150,6 +150,23 @@ def test_random_numbers_are_fresh_and_those_of_the_host(device):
     assert np.array_equal(after, m.rand(2))
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_audit_does_not_mind_where_the_random_state_lies(device, is_there):
+    def noisy(x):
+        return x + m.rand(2, 3, like=x) + m.randn(2, 3, like=x)
+
+    x, found = gpuArray(dlarray(X)), []
+    for accelerated in (noisy, dlaccelerate(noisy)):
+        rng(5)
+        for k in range(11):  # audits at calls 2 and 10
+            m.rand(1, like=x if is_there else dlarray(X))  # now the state lies here, or there
+            if k == 9:
+                m.rand(1, like=dlarray(X) if is_there else x)
+            found.append(accelerated(x).numpy())
+    assert_close(found[:11], found[11:], 1e-6)
+    assert accelerated.HitRate > 90 and accelerated.NumTraces == 1
+
+
 def test_python_that_looks_is_not_replayed(device):
     accelerated = dlaccelerate(lambda x: x if float(m.sum(x, "all")) > 0 else -x)
     for sign in (1, -1, 1):
