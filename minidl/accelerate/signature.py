@@ -248,12 +248,12 @@ def guard_of(signature: Signature, trees: Sequence[int] = ()) -> Guard:
 
     trees : positional arguments that are known to fit. They are not looked at, and their values are left out.
     """
-    writer = _Writer()
+    writer = _Writer(shared_of(signature.arguments.structure))
     args, kwargs = signature.arguments.structure[2]
     leaves = iter(signature.arguments.leaves)
     writer.tree("args", args, leaves, "plain_key", trees)
     writer.tree("kwargs", kwargs, leaves, "plain_key")
-    writer.sharing(shared_of(signature.arguments.structure))
+    writer.sharing()
     writer.is_whole = False
     children = signature.captured.structure[2]
     leaves = iter(signature.captured.leaves)
@@ -277,7 +277,7 @@ def guard_of(signature: Signature, trees: Sequence[int] = ()) -> Guard:
 class _Writer:
     """Writes the lines of a guard; `space` holds the objects that they name."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Sequence[int] | None) -> None:
         self.lines: list[str] = []
         self.values: list[str] = []
         self.leaves: list[str] = []
@@ -288,6 +288,9 @@ class _Writer:
         self.is_whole = True  # of arguments everything counts (`flatten_whole`); of captures what the code names
         self.may_fail = False
         self.objects: list[tuple[str, Any]] = []  # variables with what can be changed; equal keys may be one object
+        self._shared = shared  # which of them are the same object, as numbers of the first ones
+        self._met: dict[int, tuple[str, str]] = {}  # dlarrays that are there several times -> variables of x, its value
+        self._aside = 0  # objects that are made for a check alone, and not counted
         self._taken: list[Any] = []
         self._count = 0
 
@@ -364,9 +367,11 @@ class _Writer:
     def rest(self, x: str, structure: Any, form: Layout, leaves: Iterator[Array | Plain], key: str) -> None:
         """Check what a container holds besides its elements."""
         if rest_of(structure) is not None:
-            inside, self.objects = self.objects, []
+            place = len(self.objects)
+            self._aside += 1
             self.tree(self.let(f"others({x})"), structure[3], leaves, key)
-            self.objects = inside + self.objects[1:]  # the dict of attributes is made for this check alone
+            self._aside -= 1
+            del self.objects[place]  # the dict of attributes
         elif form.slots:
             fields = structure[1] if form.base is object else ()
             self.unless(f"len(attributes({x})) != {len(fields)}")
@@ -381,15 +386,15 @@ class _Writer:
         self.lines.append(f"{x} = {text}")
         return x
 
-    def sharing(self, shared: Sequence[int] | None) -> None:
+    def sharing(self) -> None:
         """Check which arguments are the same object, among those that may be as far as has been checked."""
-        first = range(len(self.objects)) if shared is None else shared
+        first = range(len(self.objects)) if self._shared is None else self._shared
         alike: dict[Any, dict[int, list[str]]] = {}
         for k, (x, key) in enumerate(self.objects):
             alike.setdefault(key, {}).setdefault(first[k], []).append(x)
         for groups in alike.values():
             for same in groups.values():
-                if len(same) > 1:
+                if len(same) > 1 and type(key) is tuple:  # containers; of dlarrays `leaf` has seen to it
                     self.unless(f"not ({' is '.join(same)})")
             if len(groups) == 2:
                 self.unless(" is ".join([same[0] for same in groups.values()]))
@@ -399,15 +404,28 @@ class _Writer:
     def leaf(self, x: str, leaf: Array | Plain, key: str) -> None:
         self.leaves.append(x)
         self._taken.append(leaf)
-        if self.is_whole and isinstance(leaf, Array):
-            self.objects.append((x, leaf.place))
         if isinstance(leaf, Plain):
             self.plain(x, leaf, key)
             return
+        number = None
+        if self.is_whole:
+            number = None if self._shared is None else self._shared[len(self.objects) - self._aside]
+            self.objects.append((x, leaf.place))
+        if number in self._met:
+            first, value = self._met[number]
+            self.unless(f"{x} is not {first}")  # then all else has been checked
+            self.use(value, leaf)
+            return
         self.unless(f"type({x}) is not DLArray")
         value, spec = self.new(), self.constant(leaf.spec)
+        if number is not None:
+            self._met[number] = x, value
         self.lines.append(f"{value} = {x}._value")
         self.unless(f"{value}.spec is not {spec} and {value}.spec != {spec} or {x}._labels != {leaf.labels!r}")
+        self.use(value, leaf)
+
+    def use(self, value: str, leaf: Array) -> None:
+        """An array's value is an input, or has to be the one that it was."""
         if leaf.pinned is None:
             self.values.append(value)
         else:

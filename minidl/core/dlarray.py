@@ -14,7 +14,7 @@ from minidl.core import elsewhere
 from minidl.core.callee import takes_float
 from minidl.core.changes import note_change
 from minidl.core.device import copied, device_of, gpu_array, host, is_on_gpu, need_gpu
-from minidl.core.errors import DTypeError, LabelError, PropertyError, ShapeError, TraceError
+from minidl.core.errors import DTypeError, LabelError, ShapeError, TraceError
 from minidl.core.labels import check_format, describe, stored_order
 from minidl.core.places import own_line
 from minidl.core.spec import TYPE_NAMES, Spec, Value
@@ -28,9 +28,19 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}  # what `x.name(...)` and the oper
 
 
 def public(function: F) -> F:
-    """Make a function reachable as a method of DLArray too: `f(x)` and `x.f()` are the same call."""
-    FUNCTIONS[function.__name__.rstrip("_")] = function
+    """Have the methods and operators of DLArray of that name call this function; one without says how to call it."""
+    name = function.__name__.rstrip("_")
+    FUNCTIONS[name] = function
+    if name not in vars(DLArray):
+        _add_missing(name, f"It is a function here: {name}(X).")
     return function
+
+
+def _add_missing(name: str, remedy: str) -> None:
+    """Have `X.name` say what to write instead."""
+    missing = elsewhere.Method(remedy)
+    missing.__set_name__(DLArray, name)
+    setattr(DLArray, name, missing)
 
 
 def _call(name: str, *args: Any, **options: Any) -> Any:
@@ -134,13 +144,8 @@ class DLArray:
             raise ShapeError("len: a scalar dlarray has no length. Use numel(X) for the number of elements.")
         return self.shape[0]
 
-    def __getattr__(self, name: str) -> Any:  # what is there is found before
-        if name.startswith("_"):
-            raise AttributeError(f"'DLArray' object has no attribute {name!r}")
-        known = [known for known in dir(DLArray) if not known.startswith("_")]
-        is_function = name in FUNCTIONS and name not in elsewhere.METHODS
-        remedy = f"It is a function here: {name}(X)." if is_function else elsewhere.method(name, known)
-        raise PropertyError(f"dlarray: there is no X.{name}. {remedy}")
+    def __dir__(self) -> list[str]:
+        return [name for name in object.__dir__(self) if type(vars(DLArray).get(name)) is not elsewhere.Method]
 
     # numbers out (the tape is told) -----------------------------------------------------------------------------
     def extractdata(self) -> Any:
@@ -437,6 +442,10 @@ class DLArray:
     def flip(self, *args: Any, **options: Any) -> DLArray:
         """See `minidl.flip`."""
         return _call("flip", self, *args, **options)
+
+
+for _name in elsewhere.METHODS.keys() - vars(DLArray).keys():
+    _add_missing(_name, elsewhere.METHODS[_name])
 
 
 _LINES = 24  # of a display, at most

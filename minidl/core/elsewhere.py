@@ -110,13 +110,24 @@ FUNCTIONS = {
 FUNCTIONS |= dict.fromkeys([
     "lstm", "gru", "attention", "maxpool", "avgpool", "maxunpool", "dltranspconv", "layernorm", "groupnorm",
     "instancenorm", "crosschannelnorm", "embedding", "ctc", "dljacobian", "dllaplacian", "dldivergence",
-    "lbfgsupdate", "indexcrossentropy", "fullyconnected", "elu", "swish", "softplus", "logsoftmax", "rmsnorm",
+    "lbfgsupdate", "indexcrossentropy", "fullyconnected", "elu", "swish", "rmsnorm",
 ], _MISSING)  # fmt: skip
 
 
-def method(name: str, known: Iterable[str]) -> str:
-    """What to write instead of a method of dlarrays that does not exist."""
-    return METHODS.get(name) or _near(name, known)
+class Method:
+    """A method that dlarrays do not have. Asked for, it says what to write instead; `hasattr` finds nothing.
+
+    A class with a `__getattr__` could say it too, but Python reads all attributes of such a class much more slowly.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self._remedy = remedy
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, x: Any, owner: Any = None) -> Any:
+        raise PropertyError(f"dlarray: there is no X.{self._name}. {self._remedy}")
 
 
 def function(name: str, known: Iterable[str]) -> str:

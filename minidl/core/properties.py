@@ -27,11 +27,6 @@ class Properties:
             raise PropertyError(f"{type(self).__name__}: the property {name!r} cannot be deleted. Set it.")
         object.__delattr__(self, name)
 
-    def __getattr__(self, name: str) -> Any:  # what is there is found before
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise _refused(self, name, is_there=False)
-
 
 def _is_ours(x: object) -> bool:
     return type(x).__module__.startswith("minidl.")

@@ -566,7 +566,8 @@ def test_the_list_of_names_is_whole():
     """What stands in the shim for CuPy is what is compared with CuPy."""
     known = {name.split(".")[0] for name in NAMES}
     own = {
-        "POISON", "MOST_BYTES", "CACHE", "FLAGS", "MORE_FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS", "Pointer",
+        "POISON", "MOST_BYTES", "CACHE", "FLAGS", "MORE_FLAGS", "HERE", "KERNEL", "LETTERS", "POINTERS", "SANITIZERS",
+        "Pointer",
         "limit_memory", "order", "OutOfMemoryError", "CUDARuntimeError", "CUDADriverError", "UnownedMemory",
         "MemoryPointer", "NVRTC_VERSION", "ARCHS", "NVRTCError", "compilations", "Module", "Function",
         "flushed_to_zero", "devices",
