@@ -49,7 +49,10 @@ def _is_openable(graph: Graph, node: Node, is_kept: Callable[[Op], bool]) -> boo
 
 
 def in_one_block(schedule: Schedule) -> Schedule:
-    """Small loops that need each other joined, where nothing has to wait longer for it."""
+    """Small loops that need each other joined, where nothing has to wait longer for it.
+
+    What one loop needs and no other task does, such as sums over targets beside a softmax, comes along.
+    """
     tasks = schedule.tasks
     if len(tasks) > MOST_TASKS:
         return schedule
@@ -59,22 +62,48 @@ def in_one_block(schedule: Schedule) -> Schedule:
     for j, task in enumerate(tasks):
         if not _is_small(task):
             continue
-        for first in sorted({group[i] for i in needed[j]}, reverse=True):
-            mine = members[first]
-            if not all(_is_small(tasks[i]) for i in mine) or _arrays([*mine, j], tasks) > MOST_ARRAYS:
-                continue
-            if _level({*mine, j}, needed, group, members) > _level(set(mine), needed, group, members):
-                continue
-            group[j] = first
-            members[first] = [*mine, j]
-            del members[j]
-            if _order(needed, group, members) is not None:
-                break
-            group[j] = j
-            members[first], members[j] = mine, [j]
+        before = sorted({group[i] for i in needed[j]}, reverse=True)
+        if not any(_is_joined(tasks, needed, group, members, first, [], j) for first in before):
+            for first in before:
+                others = [x for x in before if x != first and _readers(x, needed, group, members) <= {first, x, j}]
+                if others and _is_joined(tasks, needed, group, members, first, others, j):
+                    break
     order = _order(needed, group, members)
     assert order is not None
     return Schedule(schedule.layout, [_joined([tasks[i] for i in members[first]]) for first in order])
+
+
+def _is_joined(
+    tasks: Sequence[Task], needed: Sequence[set[int]], group: list[int], members: dict[int, list[int]],
+    first: int, others: Sequence[int], j: int,
+) -> bool:  # fmt: skip
+    """Whether task j, and other groups that it needs, could be joined to a group; then they are."""
+    mine = members[first]
+    joined = sorted([*mine, *(k for other in others for k in members[other]), j])
+    if not all(_is_small(tasks[i]) for i in joined) or _arrays(joined, tasks) > MOST_ARRAYS:
+        return False
+    if _level(set(joined), needed, group, members) > _level(set(mine), needed, group, members):
+        return False
+    before = list(group), dict(members)
+    for other in (*others, j):
+        del members[other]
+    members[first] = joined
+    for k in joined:
+        group[k] = first
+    if _order(needed, group, members) is not None:
+        return True
+    group[:] = before[0]
+    members.clear()
+    members.update(before[1])
+    return False
+
+
+def _readers(
+    first: int, needed: Sequence[set[int]], group: Sequence[int], members: dict[int, list[int]]
+) -> set[int]:  # fmt: skip
+    """The groups that need something of a group."""
+    mine = set(members[first])
+    return {group[k] for k, found in enumerate(needed) if found & mine}
 
 
 def _is_small(task: Task) -> bool:
