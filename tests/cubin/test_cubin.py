@@ -1,4 +1,6 @@
-"""Every kernel, compiled for every architecture: it fits a multiprocessor, and nothing spills out of its registers.
+"""Kernels, compiled for several architectures: each fits a multiprocessor, and nothing spills out of its registers.
+
+Which ones, a run draws anew, by a seed that it prints; with MINIDL_TEST_EVERY=1 it is every kernel for every one.
 
 The texts are those that the CUDA backend asks for when it runs the sample calls of all ops and a training step of the
 digits example, with batches of 32, in single precision, on tensor cores and in double precision: call by call, and as
@@ -8,18 +10,21 @@ a program.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 
 import pytest
 from cusim import calls
 from cusim.mutations import standing_in
+from drawn import generator, some
 
 from cubin import DoesNotCompile, Report, compiled, compiled_all, compiler, reports_of
 from cubin.recorder import Recorder, Texts
 from minidl.kernels.cuda import launch
 
 LARGEST_SHARED = {"sm_75": 64, "sm_80": 163, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB a block may have
+MOST_ARCHITECTURES, MOST_TEXTS = 2, 150  # that a run draws
 REGISTERS = 64 << 10  # of a multiprocessor
 STATIC_SHARED = 48 << 10
 # sin, cos and tan of large angles keep some digits of the angle over pi in memory: rare, and no more than this
@@ -80,21 +85,35 @@ def complaints(report: Report, arch: str, text: str, threads: int, dynamic: int)
     return found
 
 
-@pytest.mark.parametrize("arch", LARGEST_SHARED)
-def test_every_kernel_fits(arch):
-    texts, found = recorded(arch)[0], []
-    for (text, uses), reports in zip(texts.items(), compiled_all([(text, arch) for text in texts])):
-        if isinstance(reports, DoesNotCompile):
-            found.append(f"{', '.join(uses)}: {reports}\n{text[-2000:]}")
-            continue
-        assert set(uses) <= {report.name for report in reports}
-        for report in reports:
-            if report.name in uses and uses[report.name].threads:
-                use = uses[report.name]
-                constants = ", ".join(re.findall(r"^#define (\w+ .*)$", text.split("// What every kernel")[0], re.M))
-                wrong = complaints(report, arch, text, use.threads, use.dynamic)
-                found += [f"{report.name} ({constants}): {what}" for what in wrong]
-    assert not found, "\n".join([f"{len(found)} complaints for {arch}:", *dict.fromkeys(found)])
+def those_drawn() -> list[tuple[str, list[str]]]:
+    """(architecture, texts to compile for it): some of both, or all of them if MINIDL_TEST_EVERY is set."""
+    if os.environ.get("MINIDL_TEST_EVERY"):
+        return [(arch, list(recorded(arch)[0])) for arch in LARGEST_SHARED]
+    found = []
+    for arch in some(LARGEST_SHARED, MOST_ARCHITECTURES):
+        texts = list(recorded(arch)[0])
+        places = generator().choice(len(texts), min(len(texts), MOST_TEXTS), replace=False)
+        found.append((arch, [texts[k] for k in places]))
+    return found
+
+
+def test_every_kernel_fits():
+    """Drawn anew in each run: all texts for all architectures take minutes."""
+    found = []
+    for arch, texts in those_drawn():
+        for text, reports in zip(texts, compiled_all([(text, arch) for text in texts])):
+            uses, head = recorded(arch)[0][text], text.split("// What every kernel")[0]
+            if isinstance(reports, DoesNotCompile):
+                found.append(f"{arch}, {', '.join(uses)}: {reports}\n{text[-2000:]}")
+                continue
+            assert set(uses) <= {report.name for report in reports}
+            for report in reports:
+                if report.name in uses and uses[report.name].threads:
+                    use = uses[report.name]
+                    constants = ", ".join(re.findall(r"^#define (\w+ .*)$", head, re.M))
+                    wrong = complaints(report, arch, text, use.threads, use.dynamic)
+                    found += [f"{arch}, {report.name} ({constants}): {what}" for what in wrong]
+    assert not found, "\n".join([f"{len(found)} complaints:", *dict.fromkeys(found)])
 
 
 def test_every_kernel_is_launched():

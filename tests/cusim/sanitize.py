@@ -1,10 +1,10 @@
 """Sample calls of all kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    python tests/cusim/sanitize.py [--shift FILE]
+    python tests/cusim/sanitize.py [--shift FILE | --every-second FIRST]
 
 starts itself again with the sanitizers' library in front and the shim built for them; a finding ends the process with
 its report, which names file and line of the kernel's text. --shift makes a subscript of a .cu file one too large, where
-a kernel writes its result, to show that this is found.
+a kernel writes its result, to show that this is found. --every-second takes half of the calls, from number 0 or 1 on.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ def main(arguments: list[str]) -> int:
     from cusim.calls import of_rooms
     from cusim.mutations import standing_in, texts_of
 
-    shim, line = shifted(arguments[1]) if arguments else (cusim, "")
+    option, value = arguments or ["", ""]
+    shim, line = shifted(value) if option == "--shift" else (cusim, "")
     calls = [call for call in of_rooms() if not line or any(line in text for text in texts_of(call))]
+    if option == "--every-second":
+        calls = calls[int(value) :: 2]
     with standing_in(shim):
         for count, call in enumerate(calls):
             cusim.order(count % 3)
