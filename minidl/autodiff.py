@@ -129,7 +129,9 @@ def pullback(
     reached = []
     lines: dict[int, set[int]] = {}  # of calls that are choices: what is wanted and lies on their second way alone
     for position, call in enumerate(calls):
-        if any(id(value) in relevant for value in call.inputs):
+        if any(id(value) in relevant for value in call.inputs) or (
+            call.op.is_linked and any(id(value) in wanted for value in call.outputs)
+        ):
             relevant.update(map(id, call.outputs))
             reached.append(position)
             if call.op.is_choice:
@@ -176,7 +178,13 @@ def _read_back(
             needed = [id(value) in relevant for value in call.inputs]
             if left_out and position in left_out:
                 needed[left_out[position]] = False
-            for value, part in zip(call.inputs, input_gradients(call, gs, needed)):
+            parts: Sequence[DLArray | None]
+            if call.op.is_linked and any(id(value) in wanted for value in call.outputs):
+                parts, by_results = _linked_gradients(call, gs, needed, wanted)
+                gradients.update(by_results)
+            else:
+                parts = input_gradients(call, gs, needed)
+            for value, part in zip(call.inputs, parts):
                 if part is not None and id(value) in relevant:
                     if id(value) in tape.released and id(value) not in wanted:
                         raise _released()
@@ -223,9 +231,27 @@ def _settled(part: Any, g: DLArray) -> Any:
     return named("settle")(part, part, g)
 
 
+def _linked_gradients(
+    call: Call, gs: list[DLArray | None], needed: list[bool], wanted: set[int]
+) -> tuple[list[DLArray | None], dict[int, DLArray]]:
+    """Of a replay whose results are wanted: gradients of its inputs, and of those results by ids, which other results
+    may depend on."""
+    places = [k for k, value in enumerate(call.outputs) if id(value) in wanted]
+    if call.op.why_not_linked and any(g is not None and k not in places for k, g in enumerate(gs)):
+        raise TraceError(
+            f"dlgradient: {call.op.name}: the derivative of one of its results by another is not known: "
+            f"{call.op.why_not_linked}. Call dlgradient inside the accelerated function."
+        )
+    inputs = [DLArray(x) if isinstance(x, Value) else x for x in call.inputs]
+    found = _through_body(call, inputs, gs, needed, places)
+    by_results = zip(places, found[len(inputs) :])
+    return found[: len(inputs)], {id(call.outputs[k]): g for k, g in by_results if g is not None}
+
+
 def _through_body(
-    call: Call, inputs: list[Any], gs: list[DLArray | None], needed: list[bool]
+    call: Call, inputs: list[Any], gs: list[DLArray | None], needed: list[bool], places: Sequence[int] = ()
 ) -> list[DLArray | None]:
+    """Gradients of the inputs, and of the results at these places, by the derivative of the body."""
     op = call.op
     if op.body is None:
         remedy = f"Give it one: @{op.name}.vjp." if op.is_users else "Use another function between x and y."
@@ -236,15 +262,15 @@ def _through_body(
         if id(value) in seen:  # the same array in two places: each place has a gradient of its own
             inputs[i] = named("alias")(inputs[i])
         seen.add(id(value))
-        if want:
+        if want or places and isinstance(value, Value):
             tape.add_root(inputs[i]._value)
     with opened(tape), within():
         result = op.body(*inputs, **call.params)
     results = result if isinstance(result, tuple) else (result,)
     seeds = [(y._value, g) for y, g in zip(results, gs) if g is not None and tape.knows(y._value)]
     with paused([tape]):
-        return pullback(tape, seeds, [x._value if isinstance(x, DLArray) else Value(call.outputs[0].spec, None)
-                                      for x in inputs])
+        targets = [x._value if isinstance(x, DLArray) else Value(call.outputs[0].spec, None) for x in inputs]
+        return pullback(tape, seeds, targets + [results[k]._value for k in places])
 
 
 def _accumulate(gradients: dict[int, DLArray], value: Value, g: DLArray) -> None:

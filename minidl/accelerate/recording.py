@@ -215,6 +215,10 @@ class Trace:
         self._orders = [order_of(value.data) for value in recording.values] + [(0,)] * len(CELLS)
         self.outlines, self._count = recording.outlines, len(recording._arrays_out())
         self.failure = ""  # why it could not be compiled
+        self.why_not_linked = (
+            "something in it was computed from logits, past the probabilities"
+            if any(call.op.is_choice for call in recording.tape.calls) else ""
+        )  # fmt: skip
         self.audit_at, self.why_not_audited = 0, ""  # hits after which the recording is made again
         self.audits, self.audited_call, self.audit_seconds = 0, 0, 0.0
         self.has_handles_alone = not any(isinstance(x, _Plain) for x in self.leaves)
@@ -403,4 +407,6 @@ def _replay_op(trace: Trace) -> Op:
             values.update(zip(node.outputs, made if isinstance(made, tuple) else (made,)))
         return tuple(values[y] for y in graph.outputs)
 
-    return Op(f"replay {trace.name}", KERNEL, body, doc="A recorded function, replayed.", types="a->a")
+    op = Op(f"replay {trace.name}", KERNEL, body, doc="A recorded function, replayed.", types="a->a")
+    op.is_linked, op.why_not_linked = True, trace.why_not_linked
+    return op

@@ -87,6 +87,8 @@ class Op:
         self.passes_on: bool | Rule = kind is VIEW  # whether f(result) is the op of f(inputs), for any function f
         self.keeps_origin = kind is VIEW
         self.is_choice = False  # two ways to one result: see `core.origin`
+        self.is_linked = False  # results may depend on one another, as the body says: that of a replay
+        self.why_not_linked = ""  # why the body does not say it, though they may
         self.kernels: dict[str, Rule] = {}  # a user's kernel for a device
         self.is_users = False  # declared outside of minidl
         self.home = ""  # module and name of the function that declared it

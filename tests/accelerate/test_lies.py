@@ -876,3 +876,35 @@ def test_what_is_ordinary_is_still_replayed():
         return lambda: (Parameters(dlarray(TWO * k), dlarray(TWO)), dlarray(TWO + k), {"rate": 0.5})
 
     assert compare(function, [arguments(k) for k in range(5)]) == (4, [])
+
+
+# one result by another ------------------------------------------------------------------------------------------
+def doubled_and_loss(x):
+    Y = x * 2
+    return Y, m.sum(Y * Y, "all")
+
+
+def by_a_result(x, function):
+    Y, loss = function(x)
+    return dlgradient(loss, Y, x)
+
+
+@pytest.mark.parametrize("numerics", ["fast", "exact"])
+def test_T1_a_result_of_a_replay_is_differentiated_by_another(numerics):
+    accfun = dlaccelerate(doubled_and_loss, Numerics=numerics)
+    for _ in range(4):
+        by_Y, by_x = dlfeval(by_a_result, dlarray([1.0, 2.0]), accfun)
+        assert by_Y.tolist() == [4.0, 8.0] and by_x.tolist() == [8.0, 16.0]
+    assert accfun.HitRate == 75
+
+
+def test_T1_where_the_way_between_results_is_not_known_it_is_said():
+    def probabilities_and_loss(z):
+        Y = m.softmax(z)
+        return Y, m.crossentropy(Y, np.array([[0.0], [1.0]]))
+
+    accfun, z = dlaccelerate(probabilities_and_loss), dlarray([[1.0], [2.0]], "CB")
+    dlfeval(by_a_result, z, accfun)
+    with pytest.raises(TraceError, match="inside the accelerated function"):
+        dlfeval(by_a_result, z, accfun)
+    assert dlfeval(lambda z: dlgradient(accfun(z)[1], z), z).shape == (2, 1)
