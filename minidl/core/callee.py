@@ -51,14 +51,10 @@ def _names(code: types.CodeType, place: int) -> tuple[str, ...]:
         before.append(instruction)
     if instruction.opname == "STORE_SUBSCR":
         return _ASSIGNMENT
-    here = getattr(instruction, "positions", None)
-    if here is None or not instruction.opname.startswith(("CALL", "PRECALL")):
+    if not instruction.opname.startswith(("CALL", "PRECALL")):
         return ()
     names: list[str] = []
-    for other in before:
-        there = other.positions  # type: ignore[attr-defined]
-        if there is None or (there.lineno, there.col_offset) != (here.lineno, here.col_offset):
-            continue
+    for other in _way_to_call(before, instruction):
         if other.opname.startswith(_LOADS) and isinstance(other.argval, str):
             names = [other.argval]
         elif other.opname in ("LOAD_ATTR", "LOAD_METHOD") and names:
@@ -66,3 +62,25 @@ def _names(code: types.CodeType, place: int) -> tuple[str, ...]:
         elif other.opname.startswith("CALL"):
             names = []  # what a call gave is called, or asked for a method
     return tuple(names)
+
+
+def _way_to_call(before: list[dis.Instruction], call: dis.Instruction) -> list[dis.Instruction]:
+    """The instructions that load what is called, and perhaps some of those that load its arguments."""
+    here = getattr(call, "positions", None)
+    if here is not None:
+        starts = [(x, x.positions) for x in before]  # type: ignore[attr-defined]
+        return [x for x, at in starts if at and (at.lineno, at.col_offset) == (here.lineno, here.col_offset)]
+    # Python 3.10 does not know columns: what is called lies below the arguments on the stack
+    count = call.arg or 0
+    waiting = 1 + (count & 1) if call.opname == "CALL_FUNCTION_EX" else count + (call.opname == "CALL_FUNCTION_KW")
+    for end in range(len(before), 0, -1):
+        if waiting == 0:
+            start = end - 1
+            while start > 0 and before[start].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                start -= 1
+            return before[start:end]
+        last = before[end - 1]
+        if last.opcode in dis.hasjrel or last.opcode in dis.hasjabs:
+            break  # an argument with a choice in it
+        waiting -= dis.stack_effect(last.opcode, last.arg)
+    return []
