@@ -36,21 +36,26 @@ def _complaint(wanted: str) -> str:
     except ImportError as error:
         if getattr(error, "name", "") == "cupy":
             return (
-                "CuPy is not installed. For a driver of CUDA 13 (nvidia-smi tells): pip install 'minidl[cuda13]'; "
-                "of CUDA 12: pip install 'minidl[cuda12]'."
+                f"CuPy is not installed. For a driver of CUDA 13 (nvidia-smi tells): {_installing(13)}; of CUDA 12: "
+                f"{_installing(12)}."
             )
         return f"CuPy is installed but cannot be imported ({error}). Reinstall it: pip install --force-reinstall."
     try:
         return _trial(cupy)
     except compiler.NoCompiler as error:
         return (
-            f"{error}. It comes with minidl's extra: pip install 'minidl[cuda{_built(cupy)}]'; or install the CUDA "
-            "Toolkit and set CUDA_PATH."
+            f"{error}. It comes with CuPy's extra ctk: {_installing(_built(cupy))}; or install the CUDA Toolkit and "
+            "set CUDA_PATH."
         )
     except backends.refused:  # not here and now: it is asked again
         raise
     except Exception as error:  # a broken driver, no memory, a compiler that fails
         return f"a small computation on it failed ({type(error).__name__}: {error}). Check the driver: nvidia-smi."
+
+
+def _installing(cuda: int) -> str:
+    """How CuPy and CUDA's compiler are installed for a version of CUDA."""
+    return f"pip install --upgrade 'cupy-cuda{cuda}x[ctk]>={OLDEST_CUPY}'"
 
 
 def _built(cupy: Any) -> int:
@@ -68,7 +73,7 @@ def _trial(cupy: Any) -> str:
     if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
         return (
             f"CuPy {cupy.__version__} is too old: minidl needs {OLDEST_CUPY} or later. Update it: "
-            f"pip install --upgrade 'minidl[cuda{_built(cupy)}]'."
+            f"{_installing(_built(cupy))}."
         )
     driver, built = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
     if not driver:
@@ -76,7 +81,7 @@ def _trial(cupy: Any) -> str:
     if driver // 1000 < built // 1000:
         return (
             f"the driver is too old: it supports CUDA {_version(driver)}, CuPy is made for {_version(built)}. Update "
-            f"it, or install the CuPy that it supports: pip install 'minidl[cuda{driver // 1000}]'."
+            f"it, or install the CuPy that it supports: {_installing(driver // 1000)}."
         )
     if not cupy.cuda.is_available() or not cupy.cuda.runtime.getDeviceCount():
         return "the driver shows no GPU (CUDA_VISIBLE_DEVICES may hide it). Look at nvidia-smi."
