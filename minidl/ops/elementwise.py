@@ -310,8 +310,6 @@ def log2(x: Operand) -> DLArray:
     >>> log2(dlarray(2.0)).item()
     1.0
     """
-    if type(x) is not DLArray or x._value.origin is None:
-        return log2_(x)
     known = log_known(x)
     return log2_(x) if known is None else known * (1 / math.log(2))
 
@@ -331,8 +329,6 @@ def log10(x: Operand) -> DLArray:
     >>> log10(dlarray(10.0)).item()
     1.0
     """
-    if type(x) is not DLArray or x._value.origin is None:
-        return log10_(x)
     known = log_known(x)
     return log10_(x) if known is None else known * (1 / math.log(10))
 
